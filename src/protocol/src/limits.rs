@@ -1,0 +1,35 @@
+//! Every fixed size, in one place. A size that a user may change is a setting instead and is not here.
+
+/// Longest queue name, in bytes.
+pub const QUEUE_NAME_BYTES: usize = 128;
+/// Longest job kind, in bytes.
+pub const KIND_NAME_BYTES: usize = 200;
+/// Priorities run from 1, the most urgent, to this.
+pub const PRIORITIES: usize = 4;
+/// Live (priority, sub-lane, segment) combinations of one queue.
+pub const TRACKS_PER_QUEUE: usize = 96;
+/// Unfinished transactions that the scans of one queue may have passed by.
+pub const GAPS_PER_QUEUE: usize = 192;
+/// Gaps that one scan may add.
+pub const GAPS_PER_SCAN: usize = 64;
+/// Sessions that may be appending to one queue at the same moment.
+pub const INSERTERS_PER_QUEUE: usize = 128;
+/// Rows of one registration of an inserter.
+pub const ROWS_PER_REGISTRATION: usize = 256;
+/// Jobs named by one claim row or one done row: the row fits a page.
+pub const JOBS_PER_EVIDENCE_ROW: usize = 512;
+/// Jobs that one call may claim, complete or enqueue.
+pub const JOBS_PER_CALL: usize = 100_000;
+/// Segments of the ring that may be live at the same time.
+pub const LIVE_SEGMENTS: usize = 64;
+/// Attempts of a job.
+pub const MAX_ATTEMPTS: i32 = 1000;
+/// Tags of a job, and bytes of one tag.
+pub const TAGS: usize = 20;
+pub const TAG_BYTES: usize = 200;
+/// Bytes of `args` or `metadata`.
+pub const PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
+/// Same `run_at` in a row: keys are spread over this many microseconds, so that a tie is never long.
+pub const TIE_SPREAD: u32 = 1024;
+/// Steps of the walk that keeps holes in order.
+pub const HOLE_WALK: u32 = 64;

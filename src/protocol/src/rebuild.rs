@@ -1,0 +1,186 @@
+//! The fold from the log to the frontier: which copies are closed, which attempts are open, what is ready.
+//!
+//! A segment is read by itself: evidence first, then its ready entries twice (`first_pass` finds how far each track was claimed,
+//! `second_pass` finds the unclaimed rows below that, which become holes). The same fold serves `verify()`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::lane::{Lane, Position};
+use crate::lifecycle::Outcome;
+use crate::queue::{NO_KEY, TrackId};
+
+/// A copy of a job.
+pub type Copy_ = (i64, i32);
+
+/// Job identifiers are spread already: one multiplication is hash enough.
+#[derive(Default, Clone, Copy)]
+pub struct CopyHasher(u64);
+
+impl Hasher for CopyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_i64(&mut self, n: i64) {
+        self.write_u64(n as u64);
+    }
+    fn write_i32(&mut self, n: i32) {
+        self.write_u64(n as u64);
+    }
+    fn write_u64(&mut self, n: u64) {
+        let mixed = (self.0 ^ n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+}
+
+type CopyMap<V> = HashMap<Copy_, V, BuildHasherDefault<CopyHasher>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenClaim {
+    pub lease: i64,
+    pub claimed_at: i64,
+    pub deadline: i64,
+    pub heartbeat_timeout: i64,
+}
+
+/// A ready entry as the fold needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadyRow {
+    pub job_id: i64,
+    pub hop: i32,
+    pub lane: i32,
+    pub position: Position,
+    pub attempt: i16,
+    pub max_attempts: i16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Ready,
+    Open(OpenClaim),
+    Closed(Outcome),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrackFold {
+    pub cursor: Option<Position>,
+    /// Lowest key of an unclaimed row above the cursor is known only after the second pass.
+    pub head: Option<i64>,
+    pub last: Option<i64>,
+    pub ready: i64,
+}
+
+/// Evidence and tracks of one segment.
+#[derive(Default)]
+pub struct SegmentFold {
+    pub generation: i64,
+    /// The flag: closed without ever having been claimed, so it says nothing about the cursor.
+    closed: CopyMap<(Outcome, bool)>,
+    open: CopyMap<OpenClaim>,
+    /// Copies closed twice: each is a difference that `verify()` names.
+    pub closed_twice: Vec<Copy_>,
+    pub tracks: BTreeMap<i32, TrackFold>,
+}
+
+impl SegmentFold {
+    pub fn new(generation: i64) -> Self {
+        Self { generation, ..Self::default() }
+    }
+
+    /// `unclaimed`: the closure carries a tombstone, for claimers that have not reached the row.
+    pub fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool) {
+        if self.closed.insert((job_id, hop), (outcome, unclaimed)).is_some() {
+            self.closed_twice.push((job_id, hop));
+        }
+    }
+
+    /// A copy may have been claimed more than once (a rescue gives a new hop, a lost claim leaves no row): the last claim counts.
+    pub fn claim(&mut self, job_id: i64, hop: i32, claim: OpenClaim) {
+        self.open.insert((job_id, hop), claim);
+    }
+
+    pub fn fate(&self, job_id: i64, hop: i32) -> Fate {
+        if self.closed.is_empty() && self.open.is_empty() {
+            return Fate::Ready;
+        }
+        if let Some((outcome, _)) = self.closed.get(&(job_id, hop)) {
+            return Fate::Closed(*outcome);
+        }
+        self.open.get(&(job_id, hop)).map_or(Fate::Ready, |claim| Fate::Open(*claim))
+    }
+
+    pub fn has_evidence(&self) -> bool {
+        !self.closed.is_empty() || !self.open.is_empty()
+    }
+
+    /// All committed ready entries, in any order.
+    pub fn first_pass(&mut self, row: &ReadyRow) -> Fate {
+        let fate = self.fate(row.job_id, row.hop);
+        let unclaimed = matches!(self.closed.get(&(row.job_id, row.hop)), Some((_, true)));
+        let track = self.tracks.entry(row.lane).or_default();
+        track.last = track.last.max(Some(row.position.key));
+        match fate {
+            Fate::Ready => track.ready += 1,
+            Fate::Closed(_) if unclaimed => {}
+            Fate::Open(_) | Fate::Closed(_) => track.cursor = track.cursor.max(Some(row.position)),
+        }
+        fate
+    }
+
+    /// The same rows again, with what `first_pass` said of each. True: the row is a hole.
+    pub fn second_pass(&mut self, row: &ReadyRow, fate: &Fate) -> bool {
+        let Some(track) = self.tracks.get_mut(&row.lane) else { return false };
+        if !matches!(fate, Fate::Ready) {
+            return false;
+        }
+        if track.cursor.is_some_and(|cursor| row.position <= cursor) {
+            return true;
+        }
+        track.head = Some(track.head.map_or(row.position.key, |head| head.min(row.position.key)));
+        false
+    }
+
+    pub fn track_id(&self, lane: i32) -> TrackId {
+        let lane = Lane::from_number(lane);
+        TrackId { generation: self.generation, priority: lane.priority, sub: lane.sub }
+    }
+
+    /// Cursor, head and last of a track as `QueueFrontier::restore_track` wants them.
+    pub fn standing(&self, lane: i32) -> (Position, i64, i64) {
+        let track = self.tracks.get(&lane).copied().unwrap_or_default();
+        (track.cursor.unwrap_or(Position::START), track.head.unwrap_or(NO_KEY), track.last.unwrap_or(i64::MIN))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(job_id: i64, key: i64) -> ReadyRow {
+        ReadyRow { job_id, hop: 0, lane: 8, position: Position::at(key, job_id as u64), attempt: 0, max_attempts: 5 }
+    }
+
+    #[test]
+    fn unclaimed_rows_below_the_cursor_are_holes() {
+        let claim = OpenClaim { lease: 7, claimed_at: 0, deadline: 0, heartbeat_timeout: 0 };
+        let mut fold = SegmentFold::new(3);
+        fold.claim(2, 0, claim);
+        fold.claim(3, 0, claim);
+        fold.closure(3, 0, Outcome::Completed, false);
+        fold.closure(5, 0, Outcome::Cancelled, true);
+        let rows = [row(4, 40), row(1, 10), row(3, 30), row(2, 20), row(5, 50)];
+        let fates: Vec<Fate> = rows.iter().map(|r| fold.first_pass(r)).collect();
+        assert_eq!(fates, vec![Fate::Ready, Fate::Ready, Fate::Closed(Outcome::Completed), Fate::Open(claim), Fate::Closed(Outcome::Cancelled)]);
+        let holes: Vec<i64> = rows.iter().zip(&fates).filter(|(r, f)| fold.second_pass(r, f)).map(|(r, _)| r.job_id).collect();
+        assert_eq!(holes, vec![1]);
+        assert_eq!(fold.standing(8), (Position::at(30, 3), 40, 50));
+        assert!(fold.closed_twice.is_empty());
+        fold.closure(3, 0, Outcome::Failed, false);
+        assert_eq!(fold.closed_twice, vec![(3, 0)]);
+    }
+}
