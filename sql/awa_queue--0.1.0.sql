@@ -10,54 +10,6 @@ CREATE SCHEMA awa_segments;
 COMMENT ON SCHEMA awa_segments IS 'awa_queue: tables of the ring of segments, created at run time; never change them by hand';
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Shapes of the four tables of a segment. The tables are typed (OF), so DROP EXTENSION refuses while segments exist.
--- ---------------------------------------------------------------------------------------------------------------------
-
-CREATE TYPE awa.ready_entry AS (
-    key          timestamptz,  -- the job may run from this time on; also its place in the lane
-    job_id       bigint,
-    lane         integer,      -- queue_id * 8 + (priority - 1) * 2 + (0 immediate, 1 scheduled)
-    hop          integer,      -- which copy of the job: 0 at enqueue, one more for each re-append
-    kind_id      integer,
-    attempt      smallint,     -- attempts used before this copy is claimed
-    max_attempts smallint,
-    enqueued_at  timestamptz,  -- NULL: equal to key
-    tags         text[],
-    metadata     jsonb,
-    errors       jsonb,        -- array of the failed attempts so far
-    args         jsonb         -- last: never decoded, moved as an opaque datum
-);
-COMMENT ON TYPE awa.ready_entry IS 'one copy of a job, immutable';
-
-CREATE TYPE awa.lease_claim AS (
-    claimed_at        timestamptz,
-    deadline_at       timestamptz, -- NULL: none
-    heartbeat_timeout bigint,      -- microseconds; NULL: none
-    first_lease       bigint,      -- the n-th job of the batch has first_lease + n - 1
-    job_ids           bigint[],
-    hops              integer[]    -- NULL: all zero
-);
-COMMENT ON TYPE awa.lease_claim IS 'durable evidence that attempts were handed out, one row a batch';
-
-CREATE TYPE awa.done_entry AS (
-    done_at timestamptz,
-    job_ids bigint[],
-    hops    integer[]              -- NULL: all zero
-);
-COMMENT ON TYPE awa.done_entry IS 'durable evidence of success, one row a batch';
-
-CREATE TYPE awa.lease_claim_closure AS (
-    closed_at timestamptz,
-    job_id    bigint,
-    lane      integer,             -- with key: only for a copy that was never claimed; claimers probe (lane, key)
-    hop       integer,
-    key       timestamptz,
-    outcome   "char",              -- r retry, s snooze, f failed, c cancelled, m moved
-    errors    jsonb                -- the whole error history of a finished job, or the reason of a cancel
-);
-COMMENT ON TYPE awa.lease_claim_closure IS 'durable evidence that a copy of a job ended other than by success';
-
--- ---------------------------------------------------------------------------------------------------------------------
 -- Cold tables: ordinary, few rows, maintained by the functions below.
 -- ---------------------------------------------------------------------------------------------------------------------
 
@@ -264,11 +216,11 @@ CREATE TYPE awa.ring_outcome AS (
     detail     text
 );
 
-CREATE FUNCTION awa.rotate() RETURNS awa.ring_outcome
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_rotate';
+CREATE FUNCTION awa.rotate() RETURNS SETOF awa.ring_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
 
-CREATE FUNCTION awa.prune() RETURNS awa.ring_outcome
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_prune';
+CREATE FUNCTION awa.prune() RETURNS SETOF awa.ring_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
 
 CREATE TYPE awa.difference AS (
     problem text,

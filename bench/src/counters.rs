@@ -49,10 +49,8 @@ pub struct Counters {
 }
 
 pub fn counters(client: &mut Client) -> Result<Counters> {
-    let row = client.query_one(
-        "SELECT lsn::text, pg_wal_lsn_diff(lsn, '0/0')::bigint FROM pg_current_wal_insert_lsn() AS lsn",
-        &[],
-    )?;
+    let row =
+        client.query_one("SELECT lsn::text, pg_wal_lsn_diff(lsn, '0/0')::bigint FROM pg_current_wal_insert_lsn() AS lsn", &[])?;
     let (lsn, lsn_bytes) = (row.try_get(0)?, row.try_get(1)?);
     let row = client.query_one("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()", &[])?;
     let commits = row.try_get(0)?;
@@ -149,11 +147,7 @@ impl Cpu {
         let process = fs::read_to_string("/proc/self/stat").ok()?;
         let after_name = process.rsplit_once(')')?.1;
         let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-        Some(Cpu {
-            machine: busy / CLOCK_TICKS_PER_SECOND,
-            client: ticks / CLOCK_TICKS_PER_SECOND,
-            at: Instant::now(),
-        })
+        Some(Cpu { machine: busy / CLOCK_TICKS_PER_SECOND, client: ticks / CLOCK_TICKS_PER_SECOND, at: Instant::now() })
     }
 
     /// Percent of one core: (whole machine, this driver).

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use postgres::Client;
 
@@ -164,10 +164,8 @@ pub fn run(
         }
         let phase_results = conduct(&mut control, &shared, phases, &mut between);
         shared.phase.store(STOPPED, Ordering::Relaxed);
-        let outcomes: Result<Vec<Outcome>> = threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow!("a load thread panicked"))?)
-            .collect();
+        let outcomes: Result<Vec<Outcome>> =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a load thread panicked"))?).collect();
         (phase_results, outcomes)
     });
     let outcomes = outcomes?;
@@ -289,7 +287,10 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
         }
         match shape.cycle {
             Cycle::Separate => {
-                outcome.time(shared, Verb::Complete, || session.complete(&finished))?;
+                let acknowledged = outcome.time(shared, Verb::Complete, || session.complete(&finished))?;
+                if acknowledged.len() != finished.len() {
+                    bail!("{} of {} completions were acknowledged", acknowledged.len(), finished.len());
+                }
             }
             Cycle::Combined => {
                 let call = || session.complete_and_claim(&finished, shape.claim_batch);

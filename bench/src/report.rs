@@ -168,7 +168,9 @@ pub fn markdown(measurements: &[Measurement]) -> String {
 }
 
 fn table(scenario: &str, measurements: &[&Measurement]) -> String {
-    let columns = distinct(measurements.iter().flat_map(|m| m.metrics.iter().map(|(name, _)| name.as_str())));
+    // The fullest measurement gives the order of the columns; others may lack some of them.
+    let fullest = measurements.iter().max_by_key(|m| m.metrics.len());
+    let columns = distinct(fullest.into_iter().chain(measurements).flat_map(|m| m.metrics.iter().map(|(name, _)| name.as_str())));
     let mut text = format!("\n### {scenario}\n\n| case | system |");
     for column in &columns {
         text.push_str(&format!(" {column} |"));
@@ -284,7 +286,7 @@ mod tests {
             Measurement::new("s", "c", "skip_locked", 1).metric("jobs/s", 10.0),
         ];
         let text = markdown(&both);
-        assert!(text.contains("| c | awa | 30 | 3 |"), "{text}");
-        assert!(text.contains("| c | skip_locked | 10 | 1 |"), "{text}");
+        assert!(text.contains("| c | awa | 30 | 3.00 |"), "{text}");
+        assert!(text.contains("| c | skip_locked | 10 | 1.00 |"), "{text}");
     }
 }

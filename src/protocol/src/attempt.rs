@@ -38,8 +38,9 @@ pub struct Entry {
     pub hop: i32,
     pub lane: i32,
     pub process: u32,
-    stamp: u32,
-    next: u32,
+    /// Set by `insert`.
+    pub stamp: u32,
+    pub next: u32,
     pub queue: u16,
     pub attempt: i16,
     pub max_attempts: i16,

@@ -39,6 +39,14 @@ impl Position {
     pub fn at(key: i64, tid: u64) -> Self {
         Self { key, tid }
     }
+
+    /// The lowest place above this one.
+    pub fn next(self) -> Self {
+        match self.tid.checked_add(1) {
+            Some(tid) => Self { key: self.key, tid },
+            None => Self { key: self.key.saturating_add(1), tid: 0 },
+        }
+    }
 }
 
 #[cfg(test)]

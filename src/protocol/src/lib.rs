@@ -6,6 +6,9 @@
 //! Times are microseconds; transaction identifiers are 64 bits; "process" is a small number that names a backend.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+pub mod mutants;
+
 pub mod attempt;
 pub mod backoff;
 pub mod batch;

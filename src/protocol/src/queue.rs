@@ -345,6 +345,12 @@ impl QueueFrontier {
         });
     }
 
+    /// The segment is gone: so is all that was known of it.
+    pub fn forget_generation(&mut self, generation: i64) {
+        self.tracks.retain(|track| track.id.generation != generation);
+        self.gaps.retain(|gap| gap.track.generation != generation);
+    }
+
     // ---- claimers ------------------------------------------------------------------------------------------------------
 
     /// `ended` lists the gaps' transactions that are known to have ended; `avoid` the tracks on which this caller could not get on.
@@ -451,12 +457,17 @@ impl QueueFrontier {
         };
         let mut inserters: heapless::Vec<GapFound, GAPS_PER_SCAN> = heapless::Vec::new();
         let mut lost = NO_KEY;
+        // Only what lies above the cursor: the rest is in a gap already, or was, and a gap that has been visited must not come back.
+        let above = track.cursor.next();
         for inserter in self.inserters.iter().filter(|inserter| inserter.track == id && inserter.lowest <= horizon) {
             let found = GapFound {
                 xid: inserter.xid,
-                from: Position::at(inserter.lowest, 0),
+                from: Position::at(inserter.lowest, 0).max(above),
                 to: Position::at(inserter.highest, u64::MAX),
             };
+            if found.from > found.to {
+                continue;
+            }
             if inserters.len() >= room || inserters.push(found).is_err() {
                 lost = lost.min(inserter.lowest);
             }
@@ -469,7 +480,9 @@ impl QueueFrontier {
             return None;
         }
         track.turn = process;
-        track.fresh = NO_KEY;
+        // Rows above the horizon that are registered and not there yet: the scan cannot know of them.
+        let unseen = self.inserters.iter().filter(|inserter| inserter.track == id && inserter.lowest > horizon);
+        track.fresh = unseen.map(|inserter| inserter.lowest).min().unwrap_or(NO_KEY);
         track.horizon = track.horizon.max(horizon);
         self.gaps_promised += room as u32;
         Some(ScanTurn { track: id, from: track.cursor, horizon, inserters, gap_room: room })
@@ -483,9 +496,12 @@ impl QueueFrontier {
         debug_assert!(cursor >= track.cursor, "a cursor is never lowered");
         debug_assert!(cursor.key <= turn.horizon || cursor == track.cursor);
         track.cursor = track.cursor.max(cursor);
-        track.head = next_head.min(track.fresh);
-        track.turn = NOBODY;
         let cursor = track.cursor;
+        // What the inserters of the turn have above the cursor may have come after the scan looked.
+        let awaited = turn.inserters.iter().filter(|found| found.to > cursor);
+        let awaited = awaited.map(|found| found.from.max(cursor.next()).key).min().unwrap_or(NO_KEY);
+        track.head = next_head.min(track.fresh).min(awaited);
+        track.turn = NOBODY;
         for found in turn.inserters.iter().chain(gaps) {
             self.note_gap(turn.track, *found, cursor);
         }
@@ -650,6 +666,23 @@ impl QueueFrontier {
     /// Earliest time at which something may be claimable; gaps make it unknown, so the caller bounds its sleep.
     pub fn has_gaps(&self) -> bool {
         !self.gaps.is_empty()
+    }
+
+    /// Transactions of the gaps, each once.
+    pub fn gap_xids(&self) -> heapless::Vec<u64, GAPS_PER_QUEUE> {
+        let mut xids = heapless::Vec::new();
+        for gap in &self.gaps {
+            if !xids.contains(&gap.xid) {
+                let _ = xids.push(gap.xid);
+            }
+        }
+        xids
+    }
+}
+
+impl Gap {
+    pub fn has_turn(&self) -> bool {
+        self.turn != NOBODY
     }
 }
 

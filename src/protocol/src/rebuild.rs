@@ -69,10 +69,13 @@ pub enum Fate {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TrackFold {
     pub cursor: Option<Position>,
-    /// Lowest key of an unclaimed row above the cursor is known only after the second pass.
+    /// Lowest key of an unclaimed row above the cursor: known after the second pass.
     pub head: Option<i64>,
     pub last: Option<i64>,
     pub ready: i64,
+    /// Lowest key of an unclaimed row; right as a head when nothing of the track was claimed.
+    lowest: Option<i64>,
+    pub running: i64,
 }
 
 /// Evidence and tracks of one segment.
@@ -118,18 +121,28 @@ impl SegmentFold {
         !self.closed.is_empty() || !self.open.is_empty()
     }
 
-    /// All committed ready entries, in any order.
+    /// All committed ready entries, in any order. The second pass is needed only where `has_evidence`.
     pub fn first_pass(&mut self, row: &ReadyRow) -> Fate {
         let fate = self.fate(row.job_id, row.hop);
         let unclaimed = matches!(self.closed.get(&(row.job_id, row.hop)), Some((_, true)));
         let track = self.tracks.entry(row.lane).or_default();
         track.last = track.last.max(Some(row.position.key));
         match fate {
-            Fate::Ready => track.ready += 1,
+            Fate::Ready => {
+                track.ready += 1;
+                track.lowest = Some(track.lowest.map_or(row.position.key, |lowest| lowest.min(row.position.key)));
+            }
             Fate::Closed(_) if unclaimed => {}
             Fate::Open(_) | Fate::Closed(_) => track.cursor = track.cursor.max(Some(row.position)),
         }
+        track.running += i64::from(matches!(fate, Fate::Open(_)));
         fate
+    }
+
+    /// After the first pass over all committed rows, with the segment's lock held and all its writers ended: every copy is closed,
+    /// each by evidence of its own. The only proof that lets a segment be truncated.
+    pub fn is_drained(&self) -> bool {
+        self.tracks.values().all(|track| track.ready == 0 && track.running == 0)
     }
 
     /// The same rows again, with what `first_pass` said of each. True: the row is a hole.
@@ -153,7 +166,8 @@ impl SegmentFold {
     /// Cursor, head and last of a track as `QueueFrontier::restore_track` wants them.
     pub fn standing(&self, lane: i32) -> (Position, i64, i64) {
         let track = self.tracks.get(&lane).copied().unwrap_or_default();
-        (track.cursor.unwrap_or(Position::START), track.head.unwrap_or(NO_KEY), track.last.unwrap_or(i64::MIN))
+        let head = if track.cursor.is_none() { track.lowest } else { track.head };
+        (track.cursor.unwrap_or(Position::START), head.unwrap_or(NO_KEY), track.last.unwrap_or(i64::MIN))
     }
 }
 

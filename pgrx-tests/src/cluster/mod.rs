@@ -4,6 +4,9 @@
 //! password; TCP listens on the loopback address only, on a free port, and wants the password made for this cluster.
 //! Dropping a cluster stops it at once and keeps its files: logs and data are there for a look after a failure.
 
+mod pid_file;
+mod socket_dir;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
@@ -21,12 +24,11 @@ use rand::distr::Alphanumeric;
 use crate::layout::{Layout, open_dir};
 use crate::process::{ServerUser, Signal, children_of, give_to, is_alive, run, server_command, signal, wait_until};
 use crate::tree::Tree;
+use pid_file::PidFile;
 
 const START_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const PORT_TRIES: usize = 5;
-/// A socket's path must fit into `sun_path` with its file name.
-const SOCKET_DIR_BYTES_MAX: usize = 85;
 pub const SUPERUSER: &str = "postgres";
 
 #[derive(Clone, Debug)]
@@ -113,17 +115,27 @@ impl Cluster {
             return Ok(None);
         }
         let mut cluster = Self::at(layout, tree, dir)?;
-        if let Some(found) = PidFile::read(&cluster.data()) {
-            if found.is_live(&cluster.data()) {
-                cluster.port = found.port.unwrap_or(0);
-                cluster.postmaster = Some(Postmaster { pid: found.pid, child: None });
-            }
+        if let Some(found) = PidFile::read(&cluster.data()).filter(|found| found.is_live(&cluster.data())) {
+            cluster.port = found.port.unwrap_or(0);
+            cluster.postmaster = Some(Postmaster { pid: found.pid, child: None });
         }
         Ok(Some(cluster))
     }
 
+    /// Stops the server of a cluster directory, if one runs there, without knowing its tree.
+    pub fn stop_in(dir: &Path) -> Result<()> {
+        let data = dir.join("data");
+        if let Some(found) = PidFile::read(&data).filter(|found| found.is_live(&data)) {
+            signal(found.pid, Signal::Interrupt)?;
+            if !(Postmaster { pid: found.pid, child: None }).gone_within(STOP_LIMIT) {
+                bail!("the server in {} does not stop", dir.display());
+            }
+        }
+        Ok(())
+    }
+
     fn at(layout: &Layout, tree: &Tree, dir: PathBuf) -> Result<Self> {
-        let socket_dir = provide_socket_dir(&dir, layout.user())?;
+        let socket_dir = socket_dir::provide(&dir, layout.user())?;
         Ok(Self { dir, socket_dir, bindir: tree.bindir.clone(), user: layout.server_user.clone(), port: 0, postmaster: None })
     }
 
@@ -144,7 +156,6 @@ impl Cluster {
 
         let mut settings = vec![
             ("listen_addresses", "127.0.0.1".to_owned()),
-            ("unix_socket_directories", self.socket_dir.to_string_lossy().into_owned()),
             ("unix_socket_permissions", "0777".to_owned()),
             ("max_connections", "100".to_owned()),
             ("max_prepared_transactions", "20".to_owned()),
@@ -205,6 +216,8 @@ impl Cluster {
         command
             .arg("-D")
             .arg(self.data())
+            .arg("-k")
+            .arg(&self.socket_dir)
             .arg("-p")
             .arg(self.port.to_string())
             .stdin(Stdio::null())
@@ -266,39 +279,26 @@ impl Cluster {
         for &child in &children {
             signal(child, Signal::Kill)?;
         }
-        let gone = postmaster.gone_within(STOP_LIMIT) && wait_until(STOP_LIMIT, || !children.iter().any(|&child| is_alive(child)));
+        let gone =
+            postmaster.gone_within(STOP_LIMIT) && wait_until(STOP_LIMIT, || !children.iter().any(|&child| is_alive(child)));
         if !gone {
             bail!("killed processes of the cluster {} are still there", self.dir.display());
         }
         Ok(())
     }
 
-    /// `kill -9` of one server process. The postmaster then restarts all others; wait with `wait_ready`.
+    /// `kill -9` of one backend; returns when the postmaster has restarted all the others and recovered.
     pub fn kill_backend(&self, pid: i32) -> Result<()> {
         let postmaster = self.postmaster.as_ref().context("the cluster does not run")?;
         if !children_of(postmaster.pid).contains(&pid) {
             bail!("process {pid} is no child of the postmaster {}", postmaster.pid);
         }
+        let log_start = self.log_size();
         signal(pid, Signal::Kill)?;
-        if !wait_until(STOP_LIMIT, || !is_alive(pid)) {
-            bail!("the killed process {pid} is still there");
-        }
-        Ok(())
-    }
-
-    /// Waits until the server answers queries (again).
-    pub fn wait_ready(&mut self) -> Result<()> {
-        let mut last = None;
-        let config = self.config("postgres");
-        let ready = wait_until(START_LIMIT, || match config.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1")) {
-            Ok(_) => true,
-            Err(error) => {
-                last = Some(error);
-                false
-            }
-        });
-        if !ready {
-            bail!("the server does not answer: {last:?}; its log ends with\n{}", self.log_tail(20)?);
+        // The log tells it in order; a connection might still be served before the postmaster has noticed.
+        let recovered = |said: String| said.contains("database system is ready to accept connections");
+        if !wait_until(START_LIMIT, || self.log_since(log_start).is_ok_and(recovered)) {
+            bail!("no recovery after the kill of {pid}; the log ends with\n{}", self.log_tail(20)?);
         }
         Ok(())
     }
@@ -398,7 +398,8 @@ impl Drop for Cluster {
         if let Err(error) = self.stop(Shutdown::Immediate) {
             eprintln!("note: {error:#}");
         }
-        if !self.socket_dir.starts_with(&self.dir) && self.postmaster.is_none() && !self.dir.join("data/postmaster.pid").exists() {
+        if !self.socket_dir.starts_with(&self.dir) && self.postmaster.is_none() && !self.dir.join("data/postmaster.pid").exists()
+        {
             // Only a directory of ours under /tmp, and only when it is empty.
             drop(fs::remove_dir(&self.socket_dir));
         }
@@ -415,62 +416,17 @@ impl Postmaster {
     }
 }
 
-/// What a postmaster tells about itself in its data directory.
-struct PidFile {
-    pid: i32,
-    port: Option<u16>,
-    accepts: bool,
-}
-
-impl PidFile {
-    fn read(data: &Path) -> Option<Self> {
-        Self::parse(&fs::read_to_string(data.join("postmaster.pid")).ok()?)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        Some(Self {
-            pid: lines.first()?.parse().ok()?,
-            port: lines.get(3).and_then(|port| port.parse().ok()),
-            accepts: lines.get(7).is_some_and(|&state| state == "ready" || state == "standby"),
-        })
-    }
-
-    /// The file may outlive its server, and its number may be another process by now.
-    fn is_live(&self, data: &Path) -> bool {
-        is_alive(self.pid) && fs::read_link(format!("/proc/{}/cwd", self.pid)).is_ok_and(|cwd| cwd == data)
-    }
-}
-
-fn provide_socket_dir(dir: &Path, user: Option<&ServerUser>) -> Result<PathBuf> {
-    let near = dir.join("socket");
-    let link = dir.join("socket-dir");
-    if let Ok(known) = fs::read_to_string(&link) {
-        if Path::new(&known).is_dir() {
-            return Ok(PathBuf::from(known));
-        }
-    }
-    let chosen = if near.as_os_str().len() <= SOCKET_DIR_BYTES_MAX {
-        near
-    } else {
-        let tag: String = rand::rng().sample_iter(Alphanumeric).take(12).map(char::from).collect();
-        std::env::temp_dir().join(format!("awa-{tag}"))
-    };
-    if !chosen.is_dir() {
-        DirBuilder::new().mode(0o700).create(&chosen).with_context(|| format!("cannot create {}", chosen.display()))?;
-        give_to(&chosen, user)?;
-    }
-    fs::write(link, chosen.to_string_lossy().as_bytes())?;
-    Ok(chosen)
-}
-
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 fn append(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
-    OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("cannot write {}", path.display()))
+    OpenOptions::new()
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn last_lines(text: &str, count: usize) -> String {
@@ -481,16 +437,6 @@ fn last_lines(text: &str, count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_postmaster_is_ready_only_when_it_says_so() {
-        let text = "4711\n/data\n1700000000\n5544\n/sock\n127.0.0.1\n  123  456\nready   \n";
-        let found = PidFile::parse(text).unwrap();
-        assert_eq!((found.pid, found.port, found.accepts), (4711, Some(5544), true));
-        assert!(!PidFile::parse(&text.replace("ready", "starting")).unwrap().accepts);
-        assert!(PidFile::parse("4711\n/data\n").is_some_and(|found| !found.accepts));
-        assert!(PidFile::parse("").is_none());
-    }
 
     #[test]
     fn the_end_of_a_short_log_is_the_log() {

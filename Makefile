@@ -1,0 +1,79 @@
+# awa_queue. The two commands of the README are `make demo` and `make test`; they install what is missing.
+#
+#   make test T=crash           only tests whose name contains "crash"
+#   make test PG=15             only on one server (15, 18; both by default)
+#   make test-cassert           all server tests on a PostgreSQL 15 built with assertions
+#   make build                  the library for PG_CONFIG, as users install it
+#   make install PG_CONFIG=...  build and install it into that PostgreSQL
+
+PG        ?= 15 18
+PG_CONFIG ?= pg_config
+T         ?=
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
+awa = target/harness/debug/awa
+pg_list = $(subst $(space),$(comma),$(strip $(PG)))
+
+# What `make install` works with; evaluated only when asked for.
+pg_major    = $(shell $(PG_CONFIG) --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+pg_path     = $(shell command -v $(PG_CONFIG))
+build_dir   = target/pg$(pg_major)
+library     = $(build_dir)/release/libawa_queue.so
+pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
+extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
+
+.PHONY: demo test test-cassert build install uninstall harness fmt fmt-check clippy clean
+
+demo:
+	scripts/prerequisites.sh 15
+	$(MAKE) --no-print-directory harness
+	$(awa) demo
+
+test:
+	scripts/prerequisites.sh $(PG)
+	$(MAKE) --no-print-directory harness
+	$(awa) test --pg $(pg_list) $(T)
+
+test-cassert:
+	scripts/prerequisites.sh 15 cassert
+	$(MAKE) --no-print-directory harness
+	$(awa) test --pg cassert $(if $(T),$(T),/cassert/)
+
+harness:
+	CARGO_TARGET_DIR=target/harness cargo build --quiet --package awa_harness
+
+build:
+	@command -v $(PG_CONFIG) >/dev/null || { echo "There is no $(PG_CONFIG): name one with PG_CONFIG=..."; exit 1; }
+	PGRX_PG_CONFIG_PATH=$(pg_path) CARGO_TARGET_DIR=$(build_dir) \
+	    cargo build --release --package awa_queue --lib --no-default-features --features pg$(pg_major)
+
+# The library is renamed into place: a running server may have the old one mapped.
+install: build
+	install -d "$(pkglibdir)" "$(extdir)"
+	install -m 755 $(library) "$(pkglibdir)/awa_queue.so.new"
+	mv -f "$(pkglibdir)/awa_queue.so.new" "$(pkglibdir)/awa_queue.so"
+	install -m 644 awa_queue.control sql/awa_queue--*.sql "$(extdir)/"
+	@echo "Add awa_queue to shared_preload_libraries, restart the server, then: CREATE EXTENSION awa_queue"
+
+uninstall:
+	rm -f "$(pkglibdir)/awa_queue.so" "$(extdir)/awa_queue.control" "$(extdir)"/awa_queue--*.sql
+
+fmt:
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+# The library needs the headers of a server; 15 is the one that every developer has.
+clippy:
+	scripts/prerequisites.sh 15
+	CARGO_TARGET_DIR=target/harness cargo clippy --quiet --package awa_harness --package awa_protocol --all-targets -- -D warnings
+	PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/15/bin/pg_config CARGO_TARGET_DIR=target/pg15 \
+	    cargo clippy --quiet --package awa_queue --no-default-features --features pg15 -- -D warnings
+
+clean:
+	@[ ! -x $(awa) ] || $(awa) clean
+	rm -rf target

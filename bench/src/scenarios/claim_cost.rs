@@ -1,0 +1,180 @@
+//! Whether a claim costs more in front of ten million jobs, of jobs not yet due, or behind an open transaction.
+//!
+//! Two queues in turn, call by call in one session: one empty but for the jobs about to be claimed, one loaded. Both get
+//! as many jobs as are claimed, so the state under test does not change while it is measured.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use postgres::Client;
+
+use crate::Target;
+use crate::payload::Payload;
+use crate::report::{Measurement, Recorder};
+use crate::stats;
+use crate::systems::{Due, Session, System, SystemName, connect, connect_loader};
+
+#[derive(Args)]
+pub struct ClaimCostArgs {
+    /// Jobs a claim
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Claims timed on each queue
+    #[arg(long, default_value_t = 300)]
+    calls: usize,
+    /// Jobs waiting in the loaded queue, one case each
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000_000, 10_000_000])]
+    waiting: Vec<u64>,
+    /// Jobs scheduled an hour or two ahead
+    #[arg(long, default_value_t = 1_000_000)]
+    scheduled: u64,
+    /// Jobs of the open transaction
+    #[arg(long, default_value_t = 100_000)]
+    uncommitted: u64,
+}
+
+struct Bench<'a> {
+    target: &'a Target,
+    args: &'a ClaimCostArgs,
+    system: Box<dyn System>,
+    name: SystemName,
+    round: u32,
+}
+
+pub fn run(target: &Target, args: &ClaimCostArgs, recorder: &mut Recorder) -> Result<()> {
+    for &name in &target.systems {
+        // Loading takes far longer than measuring: the interleaving is between the two queues, so one round is enough.
+        let bench = Bench { target, args, system: name.system(), name, round: 1 };
+        bench.case("nothing else", recorder, |_, _| Ok(()))?;
+        for &waiting in &args.waiting {
+            bench.case(&format!("{waiting} waiting"), recorder, |bench, queue| bench.load(queue, waiting, Due::Now))?;
+        }
+        let scheduled = format!("{} scheduled ahead", args.scheduled);
+        bench.case(&scheduled, recorder, |bench, queue| bench.load(queue, args.scheduled, Due::Later))?;
+        bench.behind_open_transaction(recorder)?;
+    }
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn case(&self, case: &str, recorder: &mut Recorder, prepare: impl FnOnce(&Self, &str) -> Result<()>) -> Result<()> {
+        let (control_queue, loaded_queue) = self.create_queues()?;
+        prepare(self, &loaded_queue)?;
+        self.measure(case, &control_queue, &loaded_queue, recorder)?;
+        self.drop_queues(&control_queue, &loaded_queue)
+    }
+
+    /// The rows of the open transaction are older than all others; afterwards each must be handed out exactly once.
+    fn behind_open_transaction(&self, recorder: &mut Recorder) -> Result<()> {
+        let case = format!("behind an open transaction with {} jobs", self.args.uncommitted);
+        let (control_queue, loaded_queue) = self.create_queues()?;
+        let mut holder = connect_loader(&self.target.url)?;
+        holder.batch_execute("BEGIN")?;
+        self.system.bulk_load(&mut holder, &loaded_queue, self.args.uncommitted, Due::Now)?;
+        self.measure(&case, &control_queue, &loaded_queue, recorder)?;
+        holder.batch_execute("COMMIT")?;
+        let drained = self.drain(&loaded_queue)?;
+        if drained != self.args.uncommitted {
+            recorder.complain(&format!("{}, {case}: {drained} jobs came out after its commit", self.name.as_str()))?;
+        }
+        self.drop_queues(&control_queue, &loaded_queue)
+    }
+
+    fn create_queues(&self) -> Result<(String, String)> {
+        let mut client = connect(&self.target.url)?;
+        let queues = (format!("control_{}", std::process::id()), format!("loaded_{}", std::process::id()));
+        self.system.reset(&mut client)?;
+        self.system.create_queue(&mut client, &queues.0)?;
+        self.system.create_queue(&mut client, &queues.1)?;
+        Ok(queues)
+    }
+
+    fn drop_queues(&self, control_queue: &str, loaded_queue: &str) -> Result<()> {
+        let mut client = connect(&self.target.url)?;
+        self.system.drop_queue(&mut client, control_queue)?;
+        self.system.drop_queue(&mut client, loaded_queue)
+    }
+
+    fn load(&self, queue: &str, count: u64, due: Due) -> Result<()> {
+        let start = Instant::now();
+        let mut client = connect_loader(&self.target.url)?;
+        self.system.bulk_load(&mut client, queue, count, due)?;
+        settle(&mut client)?;
+        eprintln!("{}: {count} jobs loaded in {:.0} s", self.name.as_str(), start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn measure(&self, case: &str, control_queue: &str, loaded_queue: &str, recorder: &mut Recorder) -> Result<()> {
+        let mut control = self.system.connect(&self.target.url, control_queue)?;
+        let mut loaded = self.system.connect(&self.target.url, loaded_queue)?;
+        let nothing = self.time_empty_claims(&mut *control)?;
+        let warm_up = self.args.calls / 10 + 5;
+        let (mut control_us, mut loaded_us) = (Vec::new(), Vec::new());
+        for call in 0..warm_up + self.args.calls {
+            let (alone, behind) = (self.one_call(&mut *control)?, self.one_call(&mut *loaded)?);
+            if call >= warm_up {
+                control_us.push(alone);
+                loaded_us.push(behind);
+            }
+        }
+        let (alone, behind) = (stats::quantile(&control_us, 0.5), stats::quantile(&loaded_us, 0.5));
+        let slowdown = alone.zip(behind).map(|(alone, behind)| behind / alone);
+        let measurement = Measurement::new("claim-cost", case, self.name.as_str(), self.round)
+            .metric("claim p50 us", behind)
+            .metric("claim p99 us", stats::quantile(&loaded_us, 0.99))
+            .metric("empty queue p50 us", alone)
+            .metric("empty queue p99 us", stats::quantile(&control_us, 0.99))
+            .metric("p50 / empty queue", slowdown)
+            .metric("nothing to claim p50 us", stats::quantile(&nothing, 0.5));
+        recorder.record(measurement)
+    }
+
+    /// Enqueue a batch, claim a batch (timed), complete it: the depth of the queue does not change.
+    fn one_call(&self, session: &mut dyn Session) -> Result<f64> {
+        let payloads: Vec<Payload> = (0..).take(self.args.batch).map(Payload::numbered).collect();
+        session.enqueue(&payloads)?;
+        let start = Instant::now();
+        let claimed = session.claim(i32::try_from(self.args.batch)?)?;
+        let microseconds = start.elapsed().as_secs_f64() * 1e6;
+        if claimed.len() != self.args.batch {
+            bail!("a claim of {} jobs returned {}", self.args.batch, claimed.len());
+        }
+        session.complete(&claimed)?;
+        Ok(microseconds)
+    }
+
+    fn time_empty_claims(&self, session: &mut dyn Session) -> Result<Vec<f64>> {
+        let mut microseconds = Vec::new();
+        for _ in 0..self.args.calls {
+            let start = Instant::now();
+            let claimed = session.claim(i32::try_from(self.args.batch)?)?;
+            microseconds.push(start.elapsed().as_secs_f64() * 1e6);
+            if !claimed.is_empty() {
+                bail!("an empty queue returned {} jobs", claimed.len());
+            }
+        }
+        Ok(microseconds)
+    }
+
+    fn drain(&self, queue: &str) -> Result<u64> {
+        let mut session = self.system.connect(&self.target.url, queue)?;
+        session.client().batch_execute("SET synchronous_commit = off")?;
+        let mut drained = 0;
+        loop {
+            let claimed = session.claim(1_000)?;
+            if claimed.is_empty() {
+                return Ok(drained);
+            }
+            drained += claimed.len() as u64;
+            session.complete(&claimed)?;
+        }
+    }
+}
+
+/// What a load leaves behind (dirty pages, missing statistics) is not what the next call should pay for.
+fn settle(client: &mut Client) -> Result<()> {
+    client.batch_execute("VACUUM ANALYZE")?;
+    client.batch_execute("CHECKPOINT")?;
+    Ok(())
+}

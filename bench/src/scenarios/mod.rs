@@ -1,0 +1,98 @@
+//! One file a scenario: what is prepared, what is timed, what is recorded.
+
+pub mod claim_cost;
+pub mod heartbeat;
+pub mod memory;
+pub mod pinned;
+pub mod profile;
+pub mod rebuild;
+pub mod throughput;
+pub mod wakeup;
+pub mod wal_per_job;
+
+use anyhow::Result;
+use postgres::Client;
+
+use crate::Target;
+use crate::load::{Cycle, LoadResult, PhaseResult};
+use crate::report::{Measurement, Recorder};
+use crate::stats;
+use crate::systems::{System, SystemName};
+
+/// A system and the way its workers finish a job.
+#[derive(Clone, Copy)]
+pub struct Contender {
+    pub name: SystemName,
+    pub cycle: Cycle,
+}
+
+impl Contender {
+    pub fn label(self) -> String {
+        match self.cycle {
+            Cycle::Separate => self.name.as_str().to_owned(),
+            Cycle::Combined => format!("{} (complete and claim in one call)", self.name.as_str()),
+        }
+    }
+}
+
+/// The comparison of a table is with its last system: one-call cycles come first.
+pub fn contenders(target: &Target, cycles: &[Cycle]) -> Vec<Contender> {
+    let mut list = Vec::new();
+    for &name in &target.systems {
+        for cycle in [Cycle::Combined, Cycle::Separate] {
+            if cycles.contains(&cycle) {
+                list.push(Contender { name, cycle });
+            }
+        }
+    }
+    list
+}
+
+/// Fails the run, without stopping it, when a job was lost, done twice or invented.
+pub fn check_account(
+    target: &Target,
+    recorder: &mut Recorder,
+    client: &mut Client,
+    system: &dyn System,
+    case: &str,
+    result: &LoadResult,
+) -> Result<()> {
+    let name = system.name().as_str();
+    if !result.account.is_clean() {
+        recorder.complain(&format!("{name}, {case}: {:?}", result.account))?;
+    }
+    if let Some(server) = result.server_completed
+        && server != result.account.completed as i64
+    {
+        let text = format!("{name}, {case}: the server counts {server} completed jobs, the driver {}", result.account.completed);
+        recorder.complain(&text)?;
+    }
+    if !target.no_verify {
+        for problem in system.verify(client)? {
+            recorder.complain(&format!("{name}, {case}: verify: {problem}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Numbers of the measured window, and, per job of the whole run, commits and dead tuples.
+pub fn with_load_metrics(measurement: Measurement, window: &PhaseResult, result: &LoadResult) -> Measurement {
+    let jobs = result.account.completed as f64;
+    let per_job = |count: i64| (jobs > 0.0).then(|| count as f64 / jobs);
+    let user = result.after.user.since(result.before.user);
+    let catalog = result.after.catalog.since(result.before.catalog);
+    measurement
+        .metric("jobs/s", window.completed_per_second())
+        .metric("WAL B/job", window.wal_bytes_per_job())
+        .metric("commits/job", per_job(result.after.commits - result.before.commits))
+        .metric("dead tuples/job", per_job(user.made_dead()))
+        .metric("catalog dead tuples", catalog.made_dead() as f64)
+        .metric("enqueue p50 ms", stats::quantile(&window.enqueue_ms, 0.5))
+        .metric("claim p50 ms", stats::quantile(&window.claim_ms, 0.5))
+        .metric("complete p50 ms", stats::quantile(&window.complete_ms, 0.5))
+        .metric("complete p99 ms", stats::quantile(&window.complete_ms, 0.99))
+        .metric("machine CPU %", window.machine_cpu)
+        .metric("driver CPU %", window.client_cpu)
+        .metric("lost", result.account.lost as f64)
+        .metric("done twice", result.account.completed_twice as f64)
+}

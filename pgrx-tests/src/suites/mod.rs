@@ -1,0 +1,191 @@
+//! Client-side tests: each is a named function that gets a database of its own in a running cluster.
+//!
+//! To add a test, write the function and name it below; a new suite is one line more.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use postgres::{Client, GenericClient};
+
+use crate::cluster::Cluster;
+use crate::process::{Signal, children_of, signal};
+use crate::report::Outcome;
+
+macro_rules! suites {
+    ($($suite:ident: [$($case:ident),+ $(,)?];)+) => {
+        $(mod $suite;)+
+        pub const CASES: &[Case] = &[
+            $($(Case { name: concat!(stringify!($suite), "::", stringify!($case)), run: $suite::$case },)+)+
+        ];
+    };
+}
+
+suites! {
+    surface: [every_exported_function_has_its_sql];
+    visibility: [
+        a_committed_enqueue_is_claimable, an_open_enqueue_is_not_claimable, a_rolled_back_enqueue_never_appears,
+        rollback_to_savepoint_drops_only_its_jobs,
+    ];
+    attempts: [
+        two_sessions_claim_disjoint_sets, a_rolled_back_claim_gives_its_jobs_back, a_rolled_back_completion_leaves_the_attempt_running,
+        a_wrong_lease_finishes_nothing, many_sessions_finish_every_job_once,
+    ];
+    crash: [
+        a_killed_backend_loses_no_job, a_killed_postmaster_loses_no_job, an_immediate_shutdown_loses_no_job,
+        open_attempts_keep_their_lease_over_a_restart, a_crash_under_load_loses_no_acknowledged_job,
+    ];
+}
+
+/// A case that takes longer has hung; its cluster is killed.
+const CASE_LIMIT: Duration = Duration::from_secs(180);
+const DATABASE: &str = "awa_case";
+
+pub struct Case {
+    pub name: &'static str,
+    run: fn(&mut Stage<'_>) -> Result<()>,
+}
+
+/// What a case works with. Its queue is called `q`.
+pub struct Stage<'a> {
+    pub cluster: &'a mut Cluster,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt {
+    pub job_id: i64,
+    pub run_lease: i64,
+}
+
+impl Case {
+    /// Runs in a new database; the database of a failed case stays for a look until the next case begins.
+    pub fn run(&self, label: &str, cluster: &mut Cluster) -> Outcome {
+        let started = Instant::now();
+        let name = format!("{label}/{}", self.name);
+        let log_start = cluster.log_size();
+        match with_limit(cluster, |cluster| self.run_in_database(cluster)) {
+            Ok(()) => Outcome::passed(name, Some(started.elapsed())),
+            Err(error) => {
+                let log = cluster.log_since(log_start).unwrap_or_default();
+                let log: Vec<&str> = log.lines().filter(|line| !line.contains("LOG:")).collect();
+                let log = log.get(log.len().saturating_sub(30)..).unwrap_or_default().join("\n");
+                Outcome::failed(name, format!("{error:#}{}\nserver log:\n{log}", place_of(&error)), Some(started.elapsed()))
+            }
+        }
+    }
+
+    fn run_in_database(&self, cluster: &mut Cluster) -> Result<()> {
+        if !cluster.is_running() {
+            cluster.start()?;
+        }
+        cluster.create_database(DATABASE)?;
+        let mut stage = Stage { cluster };
+        stage.connect()?.batch_execute("SELECT awa.create_queue('q')")?;
+        (self.run)(&mut stage)?;
+        stage.verify_clean()?;
+        stage.cluster.drop_database(DATABASE)
+    }
+}
+
+/// Runs `work`; when it takes too long, kills the server, which makes every client's call fail.
+fn with_limit(cluster: &mut Cluster, work: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    let (done, wait) = channel::<()>();
+    let data = cluster.data();
+    thread::scope(|scope| {
+        let watchdog = scope.spawn(move || {
+            let hung = wait.recv_timeout(CASE_LIMIT) == Err(RecvTimeoutError::Timeout);
+            if hung {
+                kill_server(&data);
+            }
+            hung
+        });
+        let result = work(cluster);
+        drop(done);
+        match watchdog.join() {
+            Ok(true) => result.and_then(|()| bail!("took too long")).with_context(|| format!("killed after {CASE_LIMIT:?}")),
+            _ => result,
+        }
+    })
+}
+
+/// The lines of this directory that the error passed, when a backtrace was asked for.
+fn place_of(error: &anyhow::Error) -> String {
+    let trace = error.backtrace().to_string();
+    let mut place = String::new();
+    for line in trace.lines().map(str::trim).filter(|line| line.starts_with("at ") && line.contains("/suites/")) {
+        if !line.contains("/suites/mod.rs") {
+            place.push_str("\n  ");
+            place.push_str(line);
+        }
+    }
+    place
+}
+
+fn kill_server(data: &std::path::Path) {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
+    let children = children_of(pid);
+    for process in std::iter::once(pid).chain(children) {
+        if let Err(error) = signal(process, Signal::Kill) {
+            eprintln!("note: {error:#}");
+        }
+    }
+}
+
+impl Stage<'_> {
+    pub fn connect(&self) -> Result<Client> {
+        self.cluster.connect(DATABASE)
+    }
+
+    pub fn config(&self) -> postgres::Config {
+        self.cluster.config(DATABASE)
+    }
+
+    /// The oracle: log and frontier tell the same story.
+    pub fn verify_clean(&self) -> Result<()> {
+        let rows = self.connect()?.query("SELECT d::text FROM awa.verify() AS d", &[]).context("verify")?;
+        let differences: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        ensure!(differences.is_empty(), "verify() found {} differences:\n{}", differences.len(), differences.join("\n"));
+        Ok(())
+    }
+}
+
+pub fn enqueue(client: &mut impl GenericClient, count: usize) -> Result<Vec<i64>> {
+    let args: Vec<serde_json::Value> = (0..count).map(|n| serde_json::json!({ "n": n })).collect();
+    Ok(client.query_one("SELECT awa.enqueue_many('q', 'test', $1)", &[&args]).context("enqueue_many")?.try_get(0)?)
+}
+
+pub fn claim(client: &mut impl GenericClient, count: i32) -> Result<Vec<Attempt>> {
+    let rows = client.query("SELECT job_id, run_lease FROM awa.claim('q', $1)", &[&count]).context("claim")?;
+    rows.iter().map(|row| Ok(Attempt { job_id: row.try_get(0)?, run_lease: row.try_get(1)? })).collect()
+}
+
+pub fn complete(client: &mut impl GenericClient, attempt: Attempt) -> Result<String> {
+    Ok(client.query_one("SELECT awa.complete($1, $2)", &[&attempt.job_id, &attempt.run_lease]).context("complete")?.try_get(0)?)
+}
+
+/// Claims and completes until nothing is there; the jobs in the order of their claims.
+pub fn drain(client: &mut Client) -> Result<Vec<i64>> {
+    let mut jobs = Vec::new();
+    loop {
+        let attempts = claim(client, 64)?;
+        if attempts.is_empty() {
+            return Ok(jobs);
+        }
+        for attempt in attempts {
+            let result = complete(client, attempt)?;
+            ensure!(result == "completed", "complete answered {result}");
+            jobs.push(attempt.job_id);
+        }
+    }
+}
+
+pub fn ids(attempts: &[Attempt]) -> Vec<i64> {
+    attempts.iter().map(|attempt| attempt.job_id).collect()
+}
+
+pub fn sorted(mut ids: Vec<i64>) -> Vec<i64> {
+    ids.sort_unstable();
+    ids
+}

@@ -1,0 +1,125 @@
+//! Operator: queues, cancel, the ring, verify and rebuild.
+
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys::Datum;
+
+use crate::error::{Error, Result};
+use crate::frontier::Frontier;
+use crate::ops::queues::{self, Wishes};
+use crate::ops::rotate::Outcome;
+use crate::ops::{cancel, prune, rotate, validate, verify};
+use crate::pg::call::{Call, Ret, datum_size, text_datum};
+use crate::pg::xact;
+use crate::sql_function;
+use crate::store::datum;
+
+sql_function!(awa_create_queue, 8, create_queue);
+sql_function!(awa_alter_queue, 8, alter_queue);
+sql_function!(awa_drop_queue, 2, drop_queue);
+sql_function!(awa_pause_queue, 1, pause_queue);
+sql_function!(awa_resume_queue, 1, resume_queue);
+sql_function!(awa_cancel, 2, cancel);
+sql_function!(awa_rotate, 0, rotate);
+sql_function!(awa_prune, 0, prune);
+sql_function!(awa_verify, 0, verify);
+sql_function!(awa_rebuild, 0, rebuild);
+
+fn queue_name(call: &Call<'_>) -> Result<Vec<u8>> {
+    validate::not_null(call.bytes(0), "queue")
+}
+
+fn wishes(call: &Call<'_>) -> Result<Wishes> {
+    // An empty jsonb container is eight bytes.
+    if call.datum(7).is_some_and(|options| datum_size(options) > 8) {
+        return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "unknown option of a queue")
+            .hint("This version knows no further options: leave the argument out."));
+    }
+    Ok(Wishes {
+        max_attempts: call.i32(1),
+        deadline: call.interval_us(2),
+        heartbeat_timeout: call.interval_us(3),
+        backoff: call.interval_us(4),
+        backoff_max: call.interval_us(5),
+        priority_ageing: call.interval_us(6),
+    })
+}
+
+fn create_queue(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.create_queue()")?;
+    let frontier = Frontier::attach(call)?;
+    queues::create(&frontier, &queue_name(call)?, &wishes(call)?)?;
+    Ok(Ret::Void)
+}
+
+fn alter_queue(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.alter_queue()")?;
+    let frontier = Frontier::attach(call)?;
+    queues::alter(&frontier, &queue_name(call)?, &wishes(call)?)?;
+    Ok(Ret::Void)
+}
+
+fn drop_queue(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.drop_queue()")?;
+    let frontier = Frontier::attach(call)?;
+    queues::drop(&frontier, &queue_name(call)?, call.bool(1).unwrap_or(false))?;
+    Ok(Ret::Void)
+}
+
+fn pause_queue(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.pause_queue()")?;
+    let frontier = Frontier::attach(call)?;
+    queues::set_paused(&frontier, &queue_name(call)?, true)?;
+    Ok(Ret::Void)
+}
+
+fn resume_queue(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.resume_queue()")?;
+    let frontier = Frontier::attach(call)?;
+    queues::set_paused(&frontier, &queue_name(call)?, false)?;
+    Ok(Ret::Void)
+}
+
+fn cancel(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.cancel()")?;
+    let frontier = Frontier::attach(call)?;
+    let job_id = validate::not_null(call.i64(0), "job_id")?;
+    let outcome = cancel::cancel(&frontier, job_id, call.bytes(1).as_deref())?;
+    Ok(Ret::text(outcome.name()))
+}
+
+fn outcome(call: &Call<'_>, outcome: &Outcome) -> Result<Ret> {
+    let mut rows = call.rows()?;
+    let columns: [Option<Datum>; 4] = [
+        Some(text_datum(outcome.outcome)),
+        outcome.generation.map(datum::i64),
+        outcome.slot.map(datum::i32),
+        outcome.detail.as_deref().map(text_datum),
+    ];
+    rows.put(&columns)?;
+    Ok(Ret::Rows)
+}
+
+fn rotate(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.rotate()")?;
+    let frontier = Frontier::attach(call)?;
+    outcome(call, &rotate::rotate(&frontier)?)
+}
+
+fn prune(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.prune()")?;
+    let frontier = Frontier::attach(call)?;
+    outcome(call, &prune::prune(&frontier)?)
+}
+
+fn verify(call: &mut Call<'_>) -> Result<Ret> {
+    let frontier = Frontier::attach(call)?;
+    let mut rows = call.rows()?;
+    verify::verify(&frontier, &mut rows)?;
+    Ok(Ret::Rows)
+}
+
+fn rebuild(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.rebuild()")?;
+    let frontier = Frontier::attach(call)?;
+    Ok(Ret::i64(verify::rebuild(&frontier)?))
+}

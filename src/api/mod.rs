@@ -1,0 +1,6 @@
+//! Thin SQL functions by audience: decode arguments, call one verb, encode the result. The file is the privilege boundary.
+
+pub mod admin;
+pub mod inspect;
+pub mod producer;
+pub mod worker;

@@ -1,0 +1,328 @@
+//! Makes the frontier from the log: on first use after a start, and when an operator asks for it.
+//!
+//! Locks: AccessShare on the tables of every live segment. Only one session builds; the others wait for it, interruptibly.
+//! What the log says: closed copies are gone, claimed ones are open attempts with their lease, the rest is ready. A cursor stands at
+//! the highest claimed row of its track; unclaimed rows below it are holes, rows of unfinished transactions below it are gaps.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use awa_protocol::attempt::{Entry, EntryRef, State};
+use awa_protocol::lane::{Lane, Position};
+use awa_protocol::lifecycle::Outcome;
+use awa_protocol::queue::{Counts, Existence, GapFound};
+use awa_protocol::rebuild::{Fate, OpenClaim, ReadyRow, SegmentFold};
+use awa_protocol::ring::SegmentState;
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys::Datum;
+
+use super::{Frontier, PARTITIONS, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
+use crate::error::{Error, Result};
+use crate::pg::rel::{Lock, Rel};
+use crate::pg::scan::{HeapScan, RawRow, RowState};
+use crate::pg::{sql, xact};
+use crate::settings;
+use crate::store::evidence::{self, ClaimTerms, Reader};
+use crate::store::{ledger, queues, ready, segments};
+
+thread_local! {
+    /// The build that this session has begun and not ended.
+    static BUILDING: Cell<Option<Frontier>> = const { Cell::new(None) };
+    static ROWS_READ: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Builds the frontier unless it is there; gives the state word of a ready frontier.
+pub fn ensure(frontier: &Frontier) -> Result<u64> {
+    loop {
+        let word = frontier.state().load(Ordering::Acquire);
+        match word & ((1 << STATE_BITS) - 1) {
+            STATE_READY => return Ok(word),
+            STATE_EMPTY => {
+                let epoch = word >> STATE_BITS;
+                let building = (epoch << STATE_BITS) | STATE_BUILDING;
+                BUILDING.set(Some(*frontier));
+                if frontier.state().compare_exchange(word, building, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                    BUILDING.set(None);
+                    continue;
+                }
+                build(frontier)?;
+                return Ok(publish(frontier, epoch + 1));
+            }
+            _ => wait_for_builder(frontier),
+        }
+    }
+}
+
+fn publish(frontier: &Frontier, epoch: u64) -> u64 {
+    let ready = (epoch << STATE_BITS) | STATE_READY;
+    frontier.state().store(ready, Ordering::Release);
+    BUILDING.set(None);
+    frontier.shared.builds_sleeper(frontier.database).broadcast();
+    ready
+}
+
+fn wait_for_builder(frontier: &Frontier) {
+    let sleeper = frontier.shared.builds_sleeper(frontier.database);
+    sleeper.prepare();
+    if frontier.state().load(Ordering::Acquire) & ((1 << STATE_BITS) - 1) == STATE_BUILDING {
+        sleeper.timed_sleep(1000, super::wait_event());
+    }
+    sleeper.cancel();
+}
+
+/// Transaction callback: a build that did not end leaves an empty frontier.
+pub fn on_abort() {
+    let Some(frontier) = BUILDING.take() else { return };
+    let word = frontier.state().load(Ordering::Acquire);
+    if word & ((1 << STATE_BITS) - 1) == STATE_BUILDING {
+        frontier.state().store((word >> STATE_BITS) << STATE_BITS | STATE_EMPTY, Ordering::Release);
+    }
+    frontier.shared.builds_sleeper(frontier.database).broadcast();
+}
+
+/// Builds anew. The caller has seen to it that no transaction uses the frontier and none can begin to.
+pub fn rebuild(frontier: &Frontier) -> Result<i64> {
+    let word = frontier.state().load(Ordering::Acquire);
+    let epoch = word >> STATE_BITS;
+    BUILDING.set(Some(*frontier));
+    frontier.state().store((epoch << STATE_BITS) | STATE_BUILDING, Ordering::Release);
+    build(frontier)?;
+    publish(frontier, epoch + 1);
+    Ok(ROWS_READ.get())
+}
+
+fn build(frontier: &Frontier) -> Result<()> {
+    ROWS_READ.set(0);
+    for place in 0..frontier.queue_slots() {
+        frontier.queue(place).clear();
+    }
+    for partition in 0..PARTITIONS as u32 {
+        frontier.with_partition(partition, |entries| entries.reset());
+    }
+    frontier.in_flight().store(0, Ordering::Release);
+    // Far from every other start: no lease of an earlier build, of a copy or of a lost claim can come again.
+    let start = xact::random_u64()? >> 2;
+    frontier.shared.next_lease[frontier.database].store(start.max(1), Ordering::Release);
+    let places = install_queues(frontier)?;
+    let mut infos: Vec<SegmentInfo> = Vec::new();
+    let ring = sql::as_owner(frontier.ledger, ledger::read)?;
+    for segment in &ring.segments {
+        infos.push(segments::locate(segment)?);
+    }
+    frontier.set_ring(&infos, ring.open().map_or(0, |segment| segment.generation));
+    for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
+        restore_segment(frontier, info, &places)?;
+    }
+    Ok(())
+}
+
+fn install_queues(frontier: &Frontier) -> Result<HashMap<i32, u16>> {
+    let definitions = sql::as_owner(frontier.ledger, queues::all_live)?;
+    if definitions.len() > usize::from(frontier.queue_slots()) {
+        return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "more queues exist than shared memory was reserved for")
+            .detail(format!("There are {} queues; awa.max_queues is {}.", definitions.len(), frontier.queue_slots()))
+            .hint("Raise awa.max_queues and restart the server."));
+    }
+    let mut places = HashMap::new();
+    for (place, definition) in (0u16..).zip(definitions) {
+        frontier.queue(place).install(definition.queue_id, &definition.name, Existence::Live, definition.settings);
+        places.insert(definition.queue_id, place);
+    }
+    Ok(places)
+}
+
+/// Reads the evidence of a segment into a fold.
+pub struct Evidence {
+    pub fold: SegmentFold,
+    pub tombstones: bool,
+}
+
+impl Reader for Evidence {
+    fn claim(&mut self, job_id: i64, hop: i32, lease: i64, terms: &ClaimTerms) {
+        let claim = OpenClaim {
+            lease,
+            claimed_at: terms.claimed_at,
+            deadline: terms.deadline_at,
+            heartbeat_timeout: terms.heartbeat_timeout,
+        };
+        self.fold.claim(job_id, hop, claim);
+    }
+
+    fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool, _at: i64, _errors: &dyn Fn() -> Option<Datum>) {
+        self.tombstones |= unclaimed;
+        self.fold.closure(job_id, hop, outcome, unclaimed);
+    }
+}
+
+pub fn read_evidence(info: &SegmentInfo, own: bool) -> Result<Evidence> {
+    let mut evidence = Evidence { fold: SegmentFold::new(info.generation), tombstones: false };
+    evidence::read(info, Lock::AccessShare, own, &mut evidence)?;
+    Ok(evidence)
+}
+
+pub fn ready_row(row: &RawRow<'_>) -> ReadyRow {
+    let head = ready::head(row);
+    ReadyRow {
+        job_id: head.job_id,
+        hop: head.hop,
+        lane: head.lane,
+        position: Position::at(head.key, head.tid),
+        attempt: head.attempt,
+        max_attempts: head.max_attempts,
+    }
+}
+
+fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32, u16>) -> Result<()> {
+    // Ready entries are locked first, as everywhere: the evidence cannot be truncated between the reads.
+    let rel = Rel::open(info.ready, Lock::AccessShare)?;
+    let mut evidence = read_evidence(info, false)?;
+    frontier.set_tombstones(info.slot, evidence.tombstones);
+    let fold = &mut evidence.fold;
+    let now = xact::now();
+    let mut counts: HashMap<u16, Counts> = HashMap::new();
+    let mut unfinished: Vec<(i32, u64, Position)> = Vec::new();
+    let mut scan = HeapScan::begin(&rel);
+    while let Some(row) = scan.next() {
+        match row.state() {
+            RowState::Dead => continue,
+            RowState::Own(xid) | RowState::InProgress(xid) => {
+                let seen = ready_row(&row);
+                unfinished.push((seen.lane, xid, seen.position));
+                continue;
+            }
+            RowState::Committed => {}
+        }
+        let seen = ready_row(&row);
+        let lane = Lane::from_number(seen.lane);
+        let Some(place) = places.get(&lane.queue_id).copied() else { continue };
+        ROWS_READ.set(ROWS_READ.get() + 1);
+        let count = counts.entry(place).or_default();
+        match fold.first_pass(&seen) {
+            Fate::Ready => *notes::waiting(count, lane.sub) += 1,
+            Fate::Open(claim) => {
+                count.running += 1;
+                restore_entry(frontier, info, place, &seen, State::Claimed, Some(&claim), now)?;
+            }
+            Fate::Closed(Outcome::Completed) => count.completed += 1,
+            Fate::Closed(Outcome::Failed) => count.failed += 1,
+            Fate::Closed(Outcome::Cancelled) => count.cancelled += 1,
+            Fate::Closed(_) => {}
+        }
+    }
+    drop(scan);
+    for (place, found) in counts {
+        notes::add_counts(&mut frontier.queue(place).counts, &found);
+    }
+    let mut holes: Vec<ReadyRow> = Vec::new();
+    if fold.has_evidence() {
+        let mut scan = HeapScan::begin(&rel);
+        while let Some(row) = scan.next() {
+            if row.state() != RowState::Committed {
+                continue;
+            }
+            let seen = ready_row(&row);
+            let fate = fold.fate(seen.job_id, seen.hop);
+            if fold.second_pass(&seen, &fate) && places.contains_key(&Lane::from_number(seen.lane).queue_id) {
+                holes.push(seen);
+            }
+        }
+    }
+    restore_tracks(frontier, fold, places, &unfinished)?;
+    // From the highest key down, so that each lands in front of the list.
+    holes.sort_unstable_by_key(|hole| std::cmp::Reverse(hole.position));
+    for hole in &holes {
+        let lane = Lane::from_number(hole.lane);
+        let Some(place) = places.get(&lane.queue_id).copied() else { continue };
+        let name = restore_entry(frontier, info, place, hole, State::Hole, None, now)?;
+        let link = frontier.link_of(name);
+        frontier.set_hole_key(link, hole.position.key);
+        let mut queue = frontier.queue(place);
+        frontier.with_links(|links| queue.push_hole(lane.priority, link, hole.position.key, links));
+    }
+    Ok(())
+}
+
+fn restore_tracks(
+    frontier: &Frontier,
+    fold: &SegmentFold,
+    places: &HashMap<i32, u16>,
+    unfinished: &[(i32, u64, Position)],
+) -> Result<()> {
+    let open = frontier.open_generation();
+    let mut lanes: Vec<i32> = fold.tracks.keys().copied().chain(unfinished.iter().map(|(lane, ..)| *lane)).collect();
+    lanes.sort_unstable();
+    lanes.dedup();
+    for number in lanes {
+        let Some(place) = places.get(&Lane::from_number(number).queue_id).copied() else { continue };
+        let (cursor, mut head, mut last) = fold.standing(number);
+        let mine = || unfinished.iter().filter(|(lane, ..)| *lane == number);
+        for (_, _, position) in mine() {
+            last = last.max(position.key);
+            if *position > cursor {
+                head = head.min(position.key);
+            }
+        }
+        let has_gap = mine().any(|(_, _, position)| *position <= cursor);
+        if fold.generation < open && head == i64::MAX && !has_gap {
+            continue;
+        }
+        let id = fold.track_id(number);
+        let mut queue = frontier.queue(place);
+        let restored = queue.restore_track(id, cursor, head, last).is_ok()
+            && mine()
+                .filter(|(_, _, position)| *position <= cursor)
+                .all(|(_, xid, position)| queue.restore_gap(id, GapFound { xid: *xid, from: *position, to: *position }));
+        drop(queue);
+        if !restored {
+            return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many unfinished transactions hold jobs of one queue")
+                .hint("Commit or roll back prepared transactions; see pg_prepared_xacts."));
+        }
+    }
+    Ok(())
+}
+
+fn restore_entry(
+    frontier: &Frontier,
+    info: &SegmentInfo,
+    place: u16,
+    row: &ReadyRow,
+    state: State,
+    claim: Option<&OpenClaim>,
+    now: i64,
+) -> Result<EntryRef> {
+    let heartbeat_timeout = claim.map_or(0, |claim| claim.heartbeat_timeout);
+    // Its worker could not report while the server was down: a fresh grace for the heartbeat, and the deadline not before its end.
+    let deadline = match claim.map_or(0, |claim| claim.deadline) {
+        0 => 0,
+        claimed => claimed.max(now.saturating_add(heartbeat_timeout)),
+    };
+    let entry = Entry {
+        job_id: row.job_id,
+        hop: row.hop,
+        generation: info.generation,
+        lane: row.lane,
+        key: row.position.key,
+        tid: row.position.tid,
+        lease: claim.map_or(0, |claim| claim.lease),
+        claimed_at: claim.map_or(0, |claim| claim.claimed_at),
+        deadline,
+        heartbeat_at: now,
+        heartbeat_timeout,
+        attempt: row.attempt + 1,
+        max_attempts: row.max_attempts,
+        queue: place,
+        state,
+        ..Entry::free()
+    };
+    let partition = frontier.partition_of(row.job_id);
+    let inserted = frontier.with_partition(partition, |entries| {
+        entries.insert(entry).map(|slot| EntryRef { partition, slot, stamp: entries.stamp_of(slot) })
+    });
+    match inserted {
+        Ok(name) if frontier.reserve_entries(1, 0) == 1 => Ok(name),
+        _ => Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "more jobs are in flight than shared memory was reserved for")
+            .detail(format!("awa.max_in_flight is {}.", settings::max_in_flight()))
+            .hint("Raise awa.max_in_flight to what it was when the jobs were claimed, and restart the server.")),
+    }
+}

@@ -1,0 +1,564 @@
+//! What this transaction has changed in the frontier, so that commit, abort and rollback to a savepoint complete or undo exactly
+//! that. A note is written to memory reserved beforehand, before the shared change it speaks of.
+//!
+//! The functions `on_*` run inside the server's transaction callbacks: they allocate nothing, raise nothing, and touch only entries
+//! that a note names. Order at commit: the rows are visible already, locks are still held.
+
+use std::cell::{Cell, RefCell};
+
+use awa_protocol::attempt::{EntryRef, State};
+use awa_protocol::lane::{Position, SubLane};
+use awa_protocol::lifecycle::Outcome;
+use awa_protocol::limits::GAPS_PER_SCAN;
+use awa_protocol::queue::{Counts, Existence, GapFound, GapTurn, ScanTurn, Settings, Totals};
+use pgrx::PgSqlErrorCode as Code;
+
+use super::{Frontier, SegmentInfo};
+use crate::error::{Error, Result};
+use crate::pg::xact;
+
+#[derive(Clone, Copy)]
+pub enum Note {
+    Enqueued { queue: u16, sub: SubLane, rows: i64 },
+    /// `published`: the cursor has passed the row, so an abort makes it a hole; otherwise the entry just goes.
+    Claimed { entry: EntryRef, queue: u16, sub: SubLane, published: bool },
+    Closing { entry: EntryRef, queue: u16, outcome: Outcome },
+    Guard { entry: EntryRef, queue: u16, sub: SubLane, was_hole: bool },
+    QueueCreated { queue: u16 },
+    QueueSettings { queue: u16, settings: Settings },
+    QueueDropped { queue: u16 },
+    SegmentOpened { segment: SegmentInfo },
+    SegmentPruneStarted { generation: i64 },
+    SegmentPruned { generation: i64, slot: i32 },
+}
+
+#[derive(Clone, Copy)]
+struct Noted {
+    sub: u32,
+    note: Note,
+}
+
+/// A turn that this session holds right now, and how far it has got: whatever happens to the call, the turn ends there.
+pub struct Held {
+    pub queue: u16,
+    pub turn: Turn,
+}
+
+pub enum Turn {
+    Scan {
+        turn: ScanTurn,
+        /// Everything up to here has been taken, is dead, or is in `gaps`.
+        cursor: Position,
+        /// Key of the first row not passed; `None`: not known.
+        next_head: Option<i64>,
+        gaps: heapless::Vec<GapFound, GAPS_PER_SCAN>,
+    },
+    Gap {
+        turn: GapTurn,
+        reached: Position,
+    },
+}
+
+thread_local! {
+    static NOTES: RefCell<Vec<Noted>> = const { RefCell::new(Vec::new()) };
+    static FRONTIER: Cell<Option<Frontier>> = const { Cell::new(None) };
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+    static REGISTERED: Cell<Option<u16>> = const { Cell::new(None) };
+    static WAITING: Cell<Option<u16>> = const { Cell::new(None) };
+    /// Places of the in-flight pool that were promised to the running call and not used yet.
+    static PROMISED: Cell<u32> = const { Cell::new(0) };
+    /// WAL position after the last claim row, while the transaction has done nothing but claim.
+    static CLAIM_ONLY: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Makes room for `more` notes. The only call here that may fail.
+pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
+    FRONTIER.set(Some(*frontier));
+    NOTES.with_borrow_mut(|notes| {
+        notes.try_reserve(more).map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
+    })
+}
+
+/// Never allocates: `reserve` came before.
+pub fn push(note: Note) {
+    let sub = xact::current_subxact();
+    NOTES.with_borrow_mut(|notes| {
+        if let (Note::Enqueued { queue, sub: lane, rows }, Some(last)) = (note, notes.last_mut())
+            && let Note::Enqueued { queue: last_queue, sub: last_lane, rows: last_rows } = &mut last.note
+            && last.sub == sub
+            && *last_queue == queue
+            && *last_lane == lane
+        {
+            *last_rows += rows;
+            return;
+        }
+        if notes.len() < notes.capacity() {
+            notes.push(Noted { sub, note });
+        }
+    });
+}
+
+pub fn is_empty() -> bool {
+    NOTES.with_borrow(Vec::is_empty)
+}
+
+/// True if this transaction is creating the queue.
+pub fn created_here(place: u16) -> bool {
+    NOTES.with_borrow(|notes| notes.iter().any(|noted| matches!(noted.note, Note::QueueCreated { queue } if queue == place)))
+}
+
+/// True if this transaction has enqueued into, claimed from or cancelled in the queue.
+pub fn touches(place: u16) -> bool {
+    NOTES.with_borrow(|notes| {
+        notes.iter().any(|noted| match noted.note {
+            Note::Enqueued { queue, .. } | Note::Claimed { queue, .. } | Note::Closing { queue, .. } | Note::Guard { queue, .. } => queue == place,
+            _ => false,
+        })
+    })
+}
+
+/// The segment that this transaction is opening, while there is none yet that others use.
+pub fn opened_here() -> Option<SegmentInfo> {
+    NOTES.with_borrow(|notes| {
+        notes.iter().rev().find_map(|noted| match noted.note {
+            Note::SegmentOpened { segment } => Some(segment),
+            _ => None,
+        })
+    })
+}
+
+pub fn set_waiting(queue: Option<u16>) {
+    WAITING.set(queue);
+}
+
+/// The regular end of a wait.
+pub fn leave_waiting(frontier: &Frontier) {
+    if let Some(queue) = WAITING.take() {
+        let mut queue = frontier.queue(queue);
+        queue.waiters = queue.waiters.saturating_sub(1);
+    }
+}
+
+pub fn hold(held: Held) {
+    HELD.set(Some(held));
+}
+
+pub fn with_turn<R>(body: impl FnOnce(&mut Turn) -> R) -> Option<R> {
+    HELD.with_borrow_mut(|held| held.as_mut().map(|held| body(&mut held.turn)))
+}
+
+/// Marks the newest note, a claim, as passed by its cursor. The caller moves the cursor at the same moment.
+pub fn publish_last() {
+    NOTES.with_borrow_mut(|notes| {
+        if let Some(Noted { note: Note::Claimed { published, .. }, .. }) = notes.last_mut() {
+            *published = true;
+        }
+    });
+}
+
+/// Forgets the newest note: what it spoke of was undone at once.
+pub fn retract_last() {
+    NOTES.with_borrow_mut(|notes| {
+        notes.pop();
+    });
+}
+
+/// Forgets the claim of this entry.
+pub fn retract_claim(name: EntryRef) {
+    NOTES.with_borrow_mut(|notes| {
+        let found = notes.iter().rposition(|noted| matches!(noted.note, Note::Claimed { entry, .. } if entry == name));
+        if let Some(index) = found {
+            notes.remove(index);
+        }
+    });
+}
+
+pub fn promise(places: u32) {
+    PROMISED.set(PROMISED.get() + places);
+}
+
+pub fn promised() -> u32 {
+    PROMISED.get()
+}
+
+pub fn use_promised() {
+    PROMISED.set(PROMISED.get().saturating_sub(1));
+}
+
+/// Gives back the promised places that were not used.
+pub fn settle_promise(frontier: &Frontier) {
+    let rest = PROMISED.take();
+    if rest > 0 {
+        frontier.return_entries(rest);
+    }
+}
+
+/// Ends the turn that is held, where it stands.
+pub fn end_turn(frontier: &Frontier) {
+    let Some(held) = HELD.take() else { return };
+    let process = xact::my_proc();
+    {
+        let mut queue = frontier.queue(held.queue);
+        match &held.turn {
+            Turn::Scan { turn, cursor, next_head, gaps } => {
+                queue.finish_scan(turn, process, *cursor, next_head.unwrap_or(cursor.key), gaps);
+            }
+            Turn::Gap { turn, reached } => queue.finish_gap(turn, process, *reached),
+        }
+    }
+    frontier.turn_sleeper(held.queue).signal();
+}
+
+pub fn set_registered(queue: Option<u16>) {
+    REGISTERED.set(queue);
+}
+
+pub fn claim_only() -> Option<u64> {
+    CLAIM_ONLY.get()
+}
+
+pub fn set_claim_only(position: Option<u64>) {
+    CLAIM_ONLY.set(position);
+}
+
+/// Registers the callbacks, once per session.
+pub fn register_callbacks() {
+    xact::register_callbacks(xact::Callbacks {
+        pre_commit: on_pre_commit,
+        commit: on_commit,
+        abort: on_abort,
+        pre_prepare: on_pre_prepare,
+        prepare: on_prepare,
+        sub_commit: on_sub_commit,
+        sub_abort: on_sub_abort,
+        process_exit: on_abort,
+    });
+}
+
+fn on_pre_commit() -> Result<()> {
+    if let Some(position) = CLAIM_ONLY.take()
+        && position == xact::xact_last_rec_end()
+        && crate::settings::asynchronous_claim()
+    {
+        xact::lower_synchronous_commit_here();
+    }
+    Ok(())
+}
+
+/// Claims and exits are fenced by memory of this server process: they cannot outlive it in a prepared transaction.
+fn on_pre_prepare() -> Result<()> {
+    let refused = NOTES.with_borrow(|notes| notes.iter().any(|noted| !matches!(noted.note, Note::Enqueued { .. })));
+    if refused {
+        return Err(Error::new(
+            Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "cannot prepare a transaction that has claimed, finished or cancelled jobs, or changed queues",
+        )
+        .detail("Only enqueued jobs may be part of a prepared transaction.")
+        .hint("Commit the transaction in one phase."));
+    }
+    Ok(())
+}
+
+/// The rows stay in progress until COMMIT PREPARED, which runs no callback: a claimer that meets them keeps a gap.
+fn on_prepare() {
+    finish_session_state();
+    NOTES.with_borrow_mut(Vec::clear);
+}
+
+fn finish_session_state() {
+    CLAIM_ONLY.set(None);
+    let process = xact::my_proc();
+    let Some(frontier) = FRONTIER.get() else { return };
+    if !frontier.is_current() {
+        HELD.set(None);
+        REGISTERED.set(None);
+        PROMISED.set(0);
+        WAITING.set(None);
+        return;
+    }
+    if let Some(queue) = REGISTERED.take() {
+        frontier.queue(queue).deregister(process);
+    }
+    leave_waiting(&frontier);
+    settle_promise(&frontier);
+    end_turn(&frontier);
+}
+
+fn on_sub_commit(mine: u32, parent: u32) {
+    NOTES.with_borrow_mut(|notes| {
+        for noted in notes.iter_mut().rev() {
+            if noted.sub != mine {
+                break;
+            }
+            noted.sub = parent;
+        }
+    });
+}
+
+fn on_sub_abort(mine: u32) {
+    super::build::on_abort();
+    finish_session_state();
+    let Some(frontier) = FRONTIER.get() else { return };
+    while let Some(note) = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine)) {
+        undo(&frontier, note.note);
+    }
+}
+
+fn on_abort() {
+    super::build::on_abort();
+    finish_session_state();
+    let Some(frontier) = FRONTIER.take() else { return };
+    let current = frontier.is_current();
+    while let Some(note) = NOTES.with_borrow_mut(Vec::pop) {
+        if current {
+            undo(&frontier, note.note);
+        }
+    }
+}
+
+fn on_commit() {
+    finish_session_state();
+    let Some(frontier) = FRONTIER.take() else { return };
+    let current = frontier.is_current();
+    NOTES.with_borrow_mut(|notes| {
+        if current {
+            let mut tally = Tally { frontier, changes: heapless::Vec::new() };
+            for noted in notes.iter() {
+                complete(&frontier, noted.note, &mut tally);
+            }
+            tally.flush();
+        }
+        notes.clear();
+        if notes.capacity() > 4096 {
+            notes.shrink_to(256);
+        }
+    });
+}
+
+#[derive(Clone, Copy, Default)]
+struct Change {
+    queue: u16,
+    counts: Counts,
+    totals: Totals,
+}
+
+/// Sums up by queue, so that each queue is locked once.
+struct Tally {
+    frontier: Frontier,
+    changes: heapless::Vec<Change, 8>,
+}
+
+impl Tally {
+    fn of(&mut self, queue: u16) -> &mut Change {
+        if !self.changes.iter().any(|change| change.queue == queue) {
+            if self.changes.is_full() {
+                self.flush();
+            }
+            let _ = self.changes.push(Change { queue, ..Change::default() });
+        }
+        let index = self.changes.iter().position(|change| change.queue == queue).unwrap_or(0);
+        &mut self.changes[index]
+    }
+
+    fn flush(&mut self) {
+        for change in &self.changes {
+            let waiters = {
+                let mut queue = self.frontier.queue(change.queue);
+                add_counts(&mut queue.counts, &change.counts);
+                let totals = &mut queue.totals;
+                totals.enqueued += change.totals.enqueued;
+                totals.claimed += change.totals.claimed;
+                totals.completed += change.totals.completed;
+                totals.failed_attempts += change.totals.failed_attempts;
+                totals.snoozed += change.totals.snoozed;
+                queue.waiters
+            };
+            let new_rows = change.totals.enqueued;
+            if waiters > 0 && new_rows > 0 {
+                self.frontier.wake_work(change.queue, new_rows.min(u64::from(waiters)));
+            }
+        }
+        self.changes.clear();
+    }
+}
+
+pub fn add_counts(to: &mut Counts, change: &Counts) {
+    to.immediate += change.immediate;
+    to.scheduled += change.scheduled;
+    to.running += change.running;
+    to.completed += change.completed;
+    to.failed += change.failed;
+    to.cancelled += change.cancelled;
+}
+
+pub fn waiting(counts: &mut Counts, sub: SubLane) -> &mut i64 {
+    match sub {
+        SubLane::Immediate => &mut counts.immediate,
+        SubLane::Scheduled => &mut counts.scheduled,
+    }
+}
+
+fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
+    match note {
+        Note::Enqueued { queue, sub, rows } => {
+            let change = tally.of(queue);
+            *waiting(&mut change.counts, sub) += rows;
+            change.totals.enqueued += rows as u64;
+        }
+        Note::Claimed { queue, sub, .. } => {
+            let change = tally.of(queue);
+            *waiting(&mut change.counts, sub) -= 1;
+            change.counts.running += 1;
+            change.totals.claimed += 1;
+        }
+        Note::Closing { entry, queue, outcome } => {
+            drop_entry(frontier, entry);
+            let change = tally.of(queue);
+            change.counts.running -= 1;
+            match outcome {
+                Outcome::Completed => {
+                    change.counts.completed += 1;
+                    change.totals.completed += 1;
+                }
+                Outcome::Failed => {
+                    change.counts.failed += 1;
+                    change.totals.failed_attempts += 1;
+                }
+                Outcome::Cancelled => change.counts.cancelled += 1,
+                Outcome::Retry => change.totals.failed_attempts += 1,
+                Outcome::Snooze => change.totals.snoozed += 1,
+                Outcome::Moved => {}
+            }
+        }
+        Note::Guard { entry, queue, sub, .. } => {
+            drop_entry(frontier, entry);
+            let change = tally.of(queue);
+            *waiting(&mut change.counts, sub) -= 1;
+            change.counts.cancelled += 1;
+        }
+        Note::QueueCreated { queue } => {
+            let mut queue = frontier.queue(queue);
+            if queue.existence == Existence::Creating {
+                queue.existence = Existence::Live;
+            }
+        }
+        Note::QueueSettings { queue, settings } => {
+            frontier.queue(queue).settings = settings;
+            frontier.wake_work(queue, u64::MAX);
+        }
+        Note::QueueDropped { queue } => forget_queue(frontier, queue),
+        Note::SegmentOpened { segment } => frontier.change_ring(|segments| {
+            for older in segments.iter_mut().filter(|older| older.state == awa_protocol::ring::SegmentState::Open) {
+                older.state = awa_protocol::ring::SegmentState::Sealed;
+            }
+            let _ = segments.push(segment);
+        }),
+        Note::SegmentPruneStarted { generation } => frontier.change_ring(|segments| {
+            for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {
+                segment.state = awa_protocol::ring::SegmentState::PruneStarted;
+            }
+        }),
+        Note::SegmentPruned { generation, slot } => {
+            frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));
+            frontier.set_tombstones(slot, false);
+            for place in 0..frontier.queue_slots() {
+                frontier.queue(place).forget_generation(generation);
+            }
+        }
+    }
+}
+
+fn drop_entry(frontier: &Frontier, entry: EntryRef) {
+    let gone = frontier.with_partition(entry.partition, |partition| {
+        let there = partition.named(entry).is_some();
+        if there {
+            partition.free(entry.slot);
+        }
+        there
+    });
+    if gone {
+        frontier.return_entries(1);
+    }
+}
+
+/// Entries of a dropped queue go with it: its rows count as closed.
+fn forget_queue(frontier: &Frontier, queue: u16) {
+    for partition in 0..super::PARTITIONS as u32 {
+        let gone = frontier.with_partition(partition, |entries| {
+            let mut gone = 0;
+            for slot in 0..entries.entries.len() as u32 {
+                if entries.get(slot).is_some_and(|entry| entry.queue == queue) {
+                    entries.free(slot);
+                    gone += 1;
+                }
+            }
+            gone
+        });
+        frontier.return_entries(gone);
+    }
+    frontier.queue(queue).clear();
+    frontier.wake_work(queue, u64::MAX);
+}
+
+fn undo(frontier: &Frontier, note: Note) {
+    match note {
+        Note::Enqueued { .. } | Note::QueueSettings { .. } => {}
+        Note::Claimed { entry, queue, published, .. } => {
+            if published {
+                give_back(frontier, entry, queue);
+            } else {
+                drop_entry(frontier, entry);
+            }
+        }
+        Note::Closing { entry, .. } => {
+            frontier.with_named(entry, |entry| {
+                entry.close_xid = 0;
+                entry.closing = None;
+            });
+        }
+        Note::Guard { entry, queue, was_hole, .. } => {
+            let must_return = frontier.with_named(entry, |entry| {
+                entry.close_xid = 0;
+                entry.closing = None;
+                entry.passed || was_hole
+            });
+            match must_return {
+                Some(true) => give_back(frontier, entry, queue),
+                Some(false) => drop_entry(frontier, entry),
+                None => {}
+            }
+        }
+        Note::QueueCreated { queue } => frontier.queue(queue).clear(),
+        Note::QueueDropped { queue } => {
+            let mut queue = frontier.queue(queue);
+            if queue.existence == Existence::Dropping {
+                queue.existence = Existence::Live;
+            }
+        }
+        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } => {}
+    }
+}
+
+/// The row is claimable again: its entry becomes a hole.
+pub fn give_back(frontier: &Frontier, name: EntryRef, queue: u16) {
+    let waiters = {
+        let mut held = frontier.queue(queue);
+        let place = frontier.with_named(name, |entry| {
+            entry.state = State::Hole;
+            entry.claim_xid = 0;
+            entry.close_xid = 0;
+            entry.closing = None;
+            entry.passed = false;
+            (entry.priority(), entry.key)
+        });
+        if let Some((priority, key)) = place {
+            let link = frontier.link_of(name);
+            frontier.set_hole_key(link, key);
+            frontier.with_links(|links| held.push_hole(priority, link, key, links));
+        }
+        held.waiters
+    };
+    if waiters > 0 {
+        frontier.wake_work(queue, 1);
+    }
+}

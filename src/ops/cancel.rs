@@ -1,0 +1,242 @@
+//! Cancel: end a job that waits or runs.
+//!
+//! Locks: RowExclusive on ready_entries and closures of the job's segment, to the end of the transaction; AccessShare on the tables of
+//! the segments searched. Rows written: one closure; for a copy that was never claimed it carries the tombstone (lane, key).
+//! A waiting job is found by reading the live segments: a cold path. Waits for a caller who is ending the same attempt.
+
+use std::collections::HashMap;
+
+use awa_protocol::attempt::{Entry, EntryRef, Exit, InsertRefusal, State, decide_exit};
+use awa_protocol::lane::Lane;
+use awa_protocol::lifecycle::Outcome;
+use awa_protocol::ring::SegmentState;
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys::Datum;
+
+use crate::error::{Error, Result};
+use crate::frontier::{Frontier, SegmentInfo, build, notes};
+use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
+use crate::pg::rel::{Lock, Rel};
+use crate::pg::scan::{HeapScan, RowState, XidState, is_own, xid_state};
+use crate::pg::xact;
+use crate::store::evidence::{self, Closure};
+use crate::store::{errors, ready};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    Done,
+    NotFound,
+    AlreadyFinished,
+    ClaimUncommitted,
+}
+
+impl Cancelled {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "cancelled",
+            Self::NotFound => "not_found",
+            Self::AlreadyFinished => "already_finished",
+            Self::ClaimUncommitted => "claim_uncommitted",
+        }
+    }
+}
+
+pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result<Cancelled> {
+    let mut waits = 0;
+    loop {
+        let Some((name, entry)) = entry_of(frontier, job_id) else {
+            match cancel_waiting(frontier, job_id, reason)? {
+                Some(answer) => return Ok(answer),
+                None => continue,
+            }
+        };
+        let in_progress = |xid| matches!(xid_state(xid), XidState::InProgress);
+        match decide_exit(&entry, None, Outcome::Cancelled, is_own, in_progress) {
+            Exit::Stale => xact::check_for_interrupts(),
+            Exit::Already | Exit::Conflict(_) => return Ok(Cancelled::AlreadyFinished),
+            Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
+            Exit::ClaimUncommitted(_) if waits < CLAIM_COMMIT_WAITS => {
+                waits += 1;
+                crate::frontier::nap(CLAIM_COMMIT_WAIT_MS);
+            }
+            Exit::ClaimUncommitted(_) => return Ok(Cancelled::ClaimUncommitted),
+            Exit::Proceed => {
+                if let Some(answer) = cancel_entry(frontier, name, &entry, reason)? {
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+}
+
+fn entry_of(frontier: &Frontier, job_id: i64) -> Option<(EntryRef, Entry)> {
+    let partition = frontier.partition_of(job_id);
+    frontier.with_partition(partition, |entries| {
+        let slot = entries.find(job_id, |_| true)?;
+        let stamp = entries.stamp_of(slot);
+        entries.get(slot).map(|entry| (EntryRef { partition, slot, stamp }, *entry))
+    })
+}
+
+/// Cancels a running job or a hole. `None`: it changed under our hands; look again.
+fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Option<&[u8]>) -> Result<Option<Cancelled>> {
+    notes::reserve(frontier, 1)?;
+    let xid = xact::current_xid();
+    let was_hole = seen.state == State::Hole;
+    {
+        // The queue's lock keeps claimers from popping the hole while it is unlinked.
+        let mut queue = frontier.queue(seen.queue);
+        let link = frontier.link_of(name);
+        let unchanged = frontier
+            .with_named(name, |now| now.state == seen.state && now.close_xid == 0 && now.lease == seen.lease)
+            .unwrap_or(false);
+        if !unchanged {
+            return Ok(None);
+        }
+        if was_hole && !frontier.with_links(|links| queue.remove_hole(seen.priority(), link, links)) {
+            return Ok(None);
+        }
+        frontier.with_named(name, |now| {
+            now.close_xid = xid;
+            now.closing = Some(Outcome::Cancelled);
+            if was_hole {
+                now.state = State::Guard;
+            }
+        });
+    }
+    let note = if was_hole {
+        notes::Note::Guard { entry: name, queue: seen.queue, sub: Lane::from_number(seen.lane).sub, was_hole: true }
+    } else {
+        notes::Note::Closing { entry: name, queue: seen.queue, outcome: Outcome::Cancelled }
+    };
+    notes::push(note);
+    let (segment, rel) = exits::segment_of(frontier, seen.generation)?;
+    let before = exits::with_row(&segment, &rel, seen, |row| row.copy_datum(ready::ERRORS))?;
+    let attempts = if was_hole { i32::from(seen.attempt) - 1 } else { i32::from(seen.attempt) };
+    let tombstone = was_hole.then_some((seen.lane, seen.key));
+    close(frontier, &segment, seen.job_id, seen.hop, tombstone, history(frontier, before, attempts, reason)?)?;
+    Ok(Some(Cancelled::Done))
+}
+
+fn history(frontier: &Frontier, before: Option<Datum>, attempt: i32, reason: Option<&[u8]>) -> Result<Option<Datum>> {
+    match reason {
+        Some(reason) => errors::append(frontier, before, attempt, xact::now(), Some(reason)).map(Some),
+        None => Ok(before),
+    }
+}
+
+fn close(
+    frontier: &Frontier,
+    segment: &SegmentInfo,
+    job_id: i64,
+    hop: i32,
+    tombstone: Option<(i32, i64)>,
+    errors: Option<Datum>,
+) -> Result<()> {
+    if tombstone.is_some() {
+        frontier.set_tombstones(segment.slot, true);
+    }
+    let closure = Closure { closed_at: xact::now(), job_id, hop, tombstone, outcome: Outcome::Cancelled, errors };
+    evidence::append_closures(segment, &[closure])
+}
+
+struct Found {
+    segment: SegmentInfo,
+    head: ready::Head,
+    errors: Option<Datum>,
+}
+
+/// The newest copy of a job that nobody has claimed. `None`: somebody took it meanwhile; look again.
+fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result<Option<Cancelled>> {
+    let Some(found) = find_newest(frontier, job_id)? else { return Ok(Some(Cancelled::NotFound)) };
+    let head = found.head;
+    let lane = Lane::from_number(head.lane);
+    let Some(place) = place_of(frontier, lane.queue_id) else { return Ok(Some(Cancelled::NotFound)) };
+    notes::reserve(frontier, 1)?;
+    if frontier.reserve_entries(1, 0) == 0 {
+        return Err(pool_is_full());
+    }
+    notes::promise(1);
+    let guard = Entry {
+        job_id,
+        hop: head.hop,
+        generation: found.segment.generation,
+        lane: head.lane,
+        key: head.key,
+        tid: head.tid,
+        close_xid: xact::current_xid(),
+        closing: Some(Outcome::Cancelled),
+        attempt: head.attempt + 1,
+        max_attempts: head.max_attempts,
+        process: xact::my_proc(),
+        queue: place,
+        state: State::Guard,
+        ..Entry::free()
+    };
+    let partition = frontier.partition_of(job_id);
+    let inserted = frontier.with_partition(partition, |entries| {
+        if entries.find(job_id, |_| true).is_some() {
+            return Err(InsertRefusal::Exists(0));
+        }
+        entries.insert(guard).map(|slot| EntryRef { partition, slot, stamp: entries.stamp_of(slot) })
+    });
+    let name = match inserted {
+        Ok(name) => name,
+        Err(refusal) => {
+            notes::settle_promise(frontier);
+            return if refusal == InsertRefusal::Full { Err(pool_is_full()) } else { Ok(None) };
+        }
+    };
+    notes::use_promised();
+    notes::push(notes::Note::Guard { entry: name, queue: place, sub: lane.sub, was_hole: false });
+    // The guard stands: whatever had happened to this copy before is in the evidence by now.
+    let ready = ready::open_for_write(&found.segment)?;
+    let closed = build::read_evidence(&found.segment, true)?.fold;
+    let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
+    if !newest || closed.fate(job_id, head.hop) != awa_protocol::rebuild::Fate::Ready {
+        frontier.with_partition(partition, |entries| entries.free(name.slot));
+        frontier.return_entries(1);
+        notes::retract_last();
+        let finished = matches!(closed.fate(job_id, head.hop), awa_protocol::rebuild::Fate::Closed(outcome) if outcome.is_terminal());
+        return Ok(if finished { Some(Cancelled::AlreadyFinished) } else { None });
+    }
+    drop(ready);
+    let errors = history(frontier, found.errors, i32::from(head.attempt), reason)?;
+    close(frontier, &found.segment, job_id, head.hop, Some((head.lane, head.key)), errors)?;
+    Ok(Some(Cancelled::Done))
+}
+
+fn pool_is_full() -> Error {
+    Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "no place is left for another job in flight")
+        .hint("Finish running jobs, or raise awa.max_in_flight and restart the server.")
+}
+
+fn place_of(frontier: &Frontier, queue_id: i32) -> Option<u16> {
+    (0..frontier.queue_slots()).find(|place| {
+        let queue = frontier.queue(*place);
+        queue.queue_id == queue_id && queue.existence != awa_protocol::queue::Existence::Free
+    })
+}
+
+/// Reads every live segment, the newest first: copies of a job only move forward.
+fn find_newest(frontier: &Frontier, job_id: i64) -> Result<Option<Found>> {
+    let segments: Vec<SegmentInfo> = frontier.live_segments();
+    let mut best: HashMap<i64, Found> = HashMap::new();
+    for info in segments.into_iter().rev().filter(|info| info.state != SegmentState::PruneStarted) {
+        let rel = Rel::open(info.ready, Lock::AccessShare)?;
+        let mut scan = HeapScan::begin(&rel);
+        while let Some(row) = scan.next() {
+            if row.i64(ready::JOB_ID) != Some(job_id) || !matches!(row.state(), RowState::Committed | RowState::Own(_)) {
+                continue;
+            }
+            let head = ready::head(&row);
+            if best.get(&job_id).is_none_or(|other| other.head.hop < head.hop) {
+                best.insert(job_id, Found { segment: info, head, errors: row.copy_datum(ready::ERRORS) });
+            }
+        }
+        if best.contains_key(&job_id) {
+            break;
+        }
+    }
+    Ok(best.remove(&job_id))
+}

@@ -1,0 +1,80 @@
+//! From the name of a queue to its place in the frontier. A hit in the session's cache costs no lock; it is checked later, under the
+//! queue's lock, by its stamp.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use awa_protocol::queue::{Existence, QueueFrontier, Settings};
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
+use crate::frontier::{Frontier, notes};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Queue {
+    pub place: u16,
+    pub queue_id: i32,
+    stamp: u32,
+}
+
+thread_local! {
+    static KNOWN: RefCell<(u64, u32, HashMap<Vec<u8>, Queue>)> = RefCell::new((0, 0, HashMap::new()));
+}
+
+pub fn shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+pub fn missing(name: &[u8]) -> Error {
+    Error::new(Code::ERRCODE_UNDEFINED_OBJECT, format!("queue \"{}\" does not exist", shown(name)))
+        .hint(format!("Create it with awa.create_queue('{}').", shown(name).replace('\'', "''")))
+}
+
+/// Finds a queue by name. A queue that another transaction is creating is not there yet.
+pub fn resolve(frontier: &Frontier, name: &[u8]) -> Result<Queue> {
+    let known = KNOWN.with_borrow(|(word, ledger, queues)| {
+        (*word == frontier.word() && *ledger == frontier.ledger.to_u32()).then(|| queues.get(name).copied()).flatten()
+    });
+    if let Some(queue) = known
+        && queue.is_usable(&frontier.queue(queue.place))
+    {
+        return Ok(queue);
+    }
+    let found = search(frontier, name).ok_or_else(|| missing(name))?;
+    KNOWN.with_borrow_mut(|(word, ledger, queues)| {
+        if *word != frontier.word() || *ledger != frontier.ledger.to_u32() || queues.len() > 4096 {
+            queues.clear();
+            *word = frontier.word();
+            *ledger = frontier.ledger.to_u32();
+        }
+        queues.insert(name.to_vec(), found);
+    });
+    Ok(found)
+}
+
+fn search(frontier: &Frontier, name: &[u8]) -> Option<Queue> {
+    (0..frontier.queue_slots()).find_map(|place| {
+        let queue = frontier.queue(place);
+        let handle = Queue { place, queue_id: queue.queue_id, stamp: queue.stamp };
+        (queue.name() == name && handle.is_usable(&queue)).then_some(handle)
+    })
+}
+
+impl Queue {
+    pub fn at(place: u16, queue: &QueueFrontier) -> Self {
+        Self { place, queue_id: queue.queue_id, stamp: queue.stamp }
+    }
+
+    pub fn is_usable(&self, queue: &QueueFrontier) -> bool {
+        queue.stamp == self.stamp
+            && match queue.existence {
+                Existence::Live => true,
+                Existence::Creating => notes::created_here(self.place),
+                Existence::Free | Existence::Dropping => false,
+            }
+    }
+
+    pub fn settings(&self, frontier: &Frontier) -> Settings {
+        frontier.queue(self.place).settings
+    }
+}

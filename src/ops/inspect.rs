@@ -1,0 +1,233 @@
+//! Looking: counts and statistics from the frontier, jobs from the log. Writes nothing.
+//!
+//! Locks: AccessShare on the tables of the live segments when jobs are read.
+
+use std::collections::HashMap;
+
+use awa_protocol::attempt::State;
+use awa_protocol::lane::Lane;
+use awa_protocol::lifecycle::Outcome;
+use awa_protocol::queue::{Existence, NO_KEY};
+use awa_protocol::ring::SegmentState;
+use pgrx::pg_sys::Datum;
+
+use crate::error::Result;
+use crate::frontier::{Frontier, SegmentInfo};
+use crate::ops::handle;
+use crate::pg::call::{Rows, bytes_datum, text_datum};
+use crate::pg::rel::{Lock, Rel};
+use crate::pg::scan::{HeapScan, RawRow, RowState};
+use crate::pg::xact;
+use crate::store::evidence::{self, ClaimTerms, Reader};
+use crate::store::{datum, kinds, ready, segments};
+
+pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_>) -> Result<()> {
+    if let Some(name) = name {
+        handle::resolve(frontier, name)?;
+    }
+    for place in 0..frontier.queue_slots() {
+        let (shown, counts) = {
+            let queue = frontier.queue(place);
+            if queue.existence == Existence::Free || name.is_some_and(|name| name != queue.name()) {
+                continue;
+            }
+            let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();
+            let _ = bytes.extend_from_slice(queue.name());
+            (bytes, queue.counts)
+        };
+        rows.put(&[
+            Some(bytes_datum(&shown)),
+            Some(datum::i64(counts.immediate)),
+            Some(datum::i64(counts.scheduled)),
+            Some(datum::i64(counts.running)),
+            Some(datum::i64(counts.completed)),
+            Some(datum::i64(counts.failed)),
+            Some(datum::i64(counts.cancelled)),
+        ])?;
+    }
+    Ok(())
+}
+
+pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
+    for place in 0..frontier.queue_slots() {
+        let (shown, totals, holes, gaps, oldest, waiters) = {
+            let queue = frontier.queue(place);
+            if queue.existence == Existence::Free {
+                continue;
+            }
+            let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();
+            let _ = bytes.extend_from_slice(queue.name());
+            let oldest = queue.tracks().iter().map(|track| track.head).min().unwrap_or(NO_KEY);
+            (bytes, queue.totals, queue.hole_count(), queue.gaps().len(), oldest, queue.waiters)
+        };
+        rows.put(&[
+            Some(bytes_datum(&shown)),
+            Some(datum::i64(totals.enqueued as i64)),
+            Some(datum::i64(totals.claimed as i64)),
+            Some(datum::i64(totals.completed as i64)),
+            Some(datum::i64(totals.failed_attempts as i64)),
+            Some(datum::i64(totals.snoozed as i64)),
+            Some(datum::i64(i64::from(holes))),
+            Some(datum::i32(gaps as i32)),
+            (oldest <= xact::now()).then(|| datum::i64(oldest)).filter(|_| oldest > i64::MIN),
+            Some(datum::i32(waiters as i32)),
+        ])?;
+    }
+    Ok(())
+}
+
+pub fn segment_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
+    for info in frontier.live_segments() {
+        let mut bytes = 0;
+        for oid in [info.ready, info.claims, info.done, info.closures] {
+            bytes += Rel::open(oid, Lock::AccessShare)?.bytes();
+        }
+        rows.put(&[
+            Some(datum::i64(info.generation)),
+            Some(datum::i32(info.slot)),
+            Some(text_datum(segments::state_name(info.state))),
+            Some(datum::i64(info.opened_at)),
+            Some(datum::i64(bytes as i64)),
+            Some(text_datum(&format!("awa_segments.ready_entries_{}", info.slot))),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Which jobs a reader wants.
+#[derive(Clone, Copy)]
+pub enum Wanted {
+    One(i64),
+    Unfinished,
+    Finished,
+}
+
+#[derive(Default)]
+struct Story {
+    wanted: Option<i64>,
+    closed: HashMap<(i64, i32), (Outcome, i64, Option<Datum>)>,
+    claimed: HashMap<(i64, i32), (i64, i64)>,
+}
+
+impl Story {
+    fn matters(&self, job_id: i64) -> bool {
+        self.wanted.is_none_or(|wanted| wanted == job_id)
+    }
+}
+
+impl Reader for Story {
+    fn claim(&mut self, job_id: i64, hop: i32, _lease: i64, terms: &ClaimTerms) {
+        if self.matters(job_id) {
+            self.claimed.insert((job_id, hop), (terms.claimed_at, terms.deadline_at));
+        }
+    }
+
+    fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, _unclaimed: bool, at: i64, errors: &dyn Fn() -> Option<Datum>) {
+        if self.matters(job_id) {
+            self.closed.insert((job_id, hop), (outcome, at, errors()));
+        }
+    }
+}
+
+pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<()> {
+    let mut names: HashMap<i32, Vec<u8>> = HashMap::new();
+    for place in 0..frontier.queue_slots() {
+        let queue = frontier.queue(place);
+        if queue.existence != Existence::Free {
+            names.insert(queue.queue_id, queue.name().to_vec());
+        }
+    }
+    for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
+        segment_jobs(frontier, info, wanted, &names, rows)?;
+    }
+    Ok(())
+}
+
+fn segment_jobs(
+    frontier: &Frontier,
+    info: &SegmentInfo,
+    wanted: Wanted,
+    names: &HashMap<i32, Vec<u8>>,
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let rel = Rel::open(info.ready, Lock::AccessShare)?;
+    let only = match wanted {
+        Wanted::One(job_id) => Some(job_id),
+        _ => None,
+    };
+    let mut story = Story { wanted: only, ..Story::default() };
+    evidence::read(info, Lock::AccessShare, true, &mut story)?;
+    let mut scan = HeapScan::begin(&rel);
+    while let Some(row) = scan.next() {
+        if only.is_some_and(|job_id| row.i64(ready::JOB_ID) != Some(job_id)) {
+            continue;
+        }
+        if !matches!(row.state(), RowState::Committed | RowState::Own(_)) {
+            continue;
+        }
+        put_job(frontier, &story, wanted, names, &row, rows)?;
+    }
+    Ok(())
+}
+
+fn put_job(
+    frontier: &Frontier,
+    story: &Story,
+    wanted: Wanted,
+    names: &HashMap<i32, Vec<u8>>,
+    row: &RawRow<'_>,
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let head = ready::head(row);
+    let lane = Lane::from_number(head.lane);
+    let Some(queue) = names.get(&lane.queue_id) else { return Ok(()) };
+    let copy = (head.job_id, head.hop);
+    let closed = story.closed.get(&copy);
+    if closed.is_some_and(|(outcome, ..)| !outcome.is_terminal()) {
+        return Ok(());
+    }
+    let fits = match wanted {
+        Wanted::One(_) => true,
+        Wanted::Unfinished => closed.is_none(),
+        Wanted::Finished => closed.is_some(),
+    };
+    if !fits {
+        return Ok(());
+    }
+    let claimed = story.claimed.get(&copy);
+    let state = match (closed, claimed) {
+        (Some((outcome, ..)), _) => outcome.name(),
+        (None, Some(_)) => "running",
+        (None, None) if head.key > xact::now() => "scheduled",
+        (None, None) => "available",
+    };
+    let attempt = i32::from(head.attempt) + i32::from(claimed.is_some());
+    let live = (state == "running").then(|| live_times(frontier, head.job_id)).flatten();
+    let kind = kinds::name(frontier, head.kind_id)?;
+    rows.put(&[
+        Some(datum::i64(head.job_id)),
+        Some(bytes_datum(queue)),
+        Some(bytes_datum(&kind)),
+        Some(text_datum(state)),
+        Some(datum::i32(i32::from(lane.priority) + 1)),
+        Some(datum::i32(attempt)),
+        Some(datum::i32(i32::from(head.max_attempts))),
+        Some(datum::i64(head.key)),
+        row.datum(ready::ENQUEUED_AT).or(Some(datum::i64(head.key))),
+        claimed.map(|(at, _)| datum::i64(*at)),
+        live.map(|(deadline, _)| deadline).or(claimed.map(|(_, deadline)| *deadline)).filter(|at| *at != 0).map(datum::i64),
+        live.map(|(_, heartbeat)| datum::i64(heartbeat)),
+        closed.map(|(_, at, _)| datum::i64(*at)),
+        row.datum(ready::TAGS),
+        row.datum(ready::METADATA),
+        closed.and_then(|(.., errors)| *errors).or_else(|| row.datum(ready::ERRORS)),
+        row.datum(ready::ARGS),
+    ])
+}
+
+fn live_times(frontier: &Frontier, job_id: i64) -> Option<(i64, i64)> {
+    frontier.with_partition(frontier.partition_of(job_id), |entries| {
+        let slot = entries.find(job_id, |entry| entry.state == State::Claimed)?;
+        entries.get(slot).map(|entry| (entry.deadline, entry.heartbeat_at))
+    })
+}

@@ -1,0 +1,15 @@
+//! The verbs: one file each, readable as a script over `frontier`, `store` and `protocol`. No `unsafe`, no SQL text.
+
+pub mod cancel;
+pub mod claim;
+pub mod enqueue;
+pub mod exits;
+pub mod handle;
+pub mod inspect;
+pub mod prune;
+pub mod queues;
+pub mod rotate;
+pub mod taking;
+pub mod validate;
+pub mod verify;
+pub mod wait;

@@ -1,0 +1,131 @@
+//! Prune: give back the space of the oldest drained segment, without a dead tuple.
+//!
+//! One step a call, each its own transaction: a first call proves that the segment is drained and says so in the ledger; a later one, at
+//! least `awa.prune_grace` after, takes AccessExclusive on its tables if nobody is there, proves again and truncates them in place,
+//! ready entries first and evidence last. Truncation is not undone by a rollback: until "pruned" is committed, the slot is neither read
+//! nor opened, and the next prune truncates it again.
+
+use awa_protocol::lane::Lane;
+use awa_protocol::queue::Existence;
+use awa_protocol::rebuild::Fate;
+use awa_protocol::ring::{Segment, SegmentState};
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
+use crate::frontier::{Frontier, SegmentInfo, build, notes};
+use crate::ops::rotate::Outcome;
+use crate::pg::rel::{Lock, Rel, lock_conflicts};
+use crate::pg::scan::{HeapScan, RowState};
+use crate::pg::truncate::truncate_in_place;
+use crate::pg::{sql, xact};
+use crate::settings;
+use crate::store::{ledger, segments};
+
+pub fn prune(frontier: &Frontier) -> Result<Outcome> {
+    if !notes::is_empty() {
+        return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot prune in a transaction that has used the queue")
+            .hint("Call awa.prune() in a transaction of its own."));
+    }
+    let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else {
+        return Ok(Outcome::skipped("skipped_busy", "another session is rotating or pruning"));
+    };
+    let ring = sql::as_owner(frontier.ledger, ledger::read)?;
+    let Some(segment) = ring.prune_candidate().copied() else {
+        return Ok(Outcome::skipped("nothing", "no sealed segment"));
+    };
+    let info = segments::locate(&segment)?;
+    match segment.state {
+        SegmentState::PruneStarted => truncate(frontier, &segment, &info),
+        _ => start(frontier, &segment, &info),
+    }
+}
+
+fn about(outcome: &'static str, segment: &Segment, detail: Option<String>) -> Outcome {
+    Outcome { outcome, generation: Some(segment.generation), slot: Some(segment.slot), detail }
+}
+
+fn holders(pids: &[i32]) -> Option<String> {
+    let names: Vec<String> =
+        pids.iter().map(|pid| if *pid == 0 { "a prepared transaction".to_owned() } else { format!("process {pid}") }).collect();
+    Some(format!("held by {}", names.join(", ")))
+}
+
+fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {
+    let writers = lock_conflicts(info.ready, Lock::Share);
+    if !writers.is_empty() {
+        return Ok(about("blocked", segment, holders(&writers)));
+    }
+    if let Some(reason) = unfinished(frontier, info)? {
+        return Ok(about("skipped_active", segment, Some(reason)));
+    }
+    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started"))?;
+    notes::reserve(frontier, 1)?;
+    notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
+    xact::force_synchronous_commit();
+    Ok(about("prune_started", segment, None))
+}
+
+/// Per job, never by counting: every committed copy must be closed, and no row may be of an unfinished transaction.
+fn unfinished(frontier: &Frontier, info: &SegmentInfo) -> Result<Option<String>> {
+    let rel = Rel::open(info.ready, Lock::AccessShare)?;
+    let fold = build::read_evidence(info, false)?.fold;
+    let mut live: Vec<i32> = Vec::new();
+    for place in 0..frontier.queue_slots() {
+        let queue = frontier.queue(place);
+        if queue.existence != Existence::Free {
+            live.push(queue.queue_id);
+        }
+    }
+    let mut scan = HeapScan::begin(&rel);
+    while let Some(row) = scan.next() {
+        match row.state() {
+            RowState::Dead => {}
+            RowState::Own(_) | RowState::InProgress(_) => return Ok(Some("a row belongs to an unfinished transaction".to_owned())),
+            RowState::Committed => {
+                let seen = build::ready_row(&row);
+                let open = match fold.fate(seen.job_id, seen.hop) {
+                    Fate::Closed(_) => None,
+                    Fate::Open(_) => Some("running"),
+                    Fate::Ready => Some("waiting"),
+                };
+                if let Some(state) = open.filter(|_| live.contains(&Lane::from_number(seen.lane).queue_id)) {
+                    return Ok(Some(format!("job {} is {state}", seen.job_id)));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {
+    let started = sql::as_owner(frontier.ledger, || ledger::started_at(segment.generation))?.unwrap_or(i64::MIN);
+    let due = started.saturating_add(settings::prune_grace());
+    if xact::now() < due {
+        return Ok(about("waiting", segment, Some(format!("{} ms of awa.prune_grace are left", (due - xact::now()) / 1000))));
+    }
+    // Ready entries first: with them locked nobody can begin to use the segment.
+    let mut tables = Vec::new();
+    for oid in [info.ready, info.closures, info.done, info.claims] {
+        let conflicts = lock_conflicts(oid, Lock::AccessExclusive);
+        if !conflicts.is_empty() {
+            return Ok(about("blocked", segment, holders(&conflicts)));
+        }
+        match Rel::open_if_lockable(oid, Lock::AccessExclusive)? {
+            Some(rel) => tables.push(rel),
+            None => return Ok(about("blocked", segment, holders(&lock_conflicts(oid, Lock::AccessExclusive)))),
+        }
+    }
+    if let Some(reason) = unfinished(frontier, info)? {
+        return Err(Error::new(Code::ERRCODE_DATA_CORRUPTED, format!("segment {} has unfinished jobs after it was proved drained", segment.generation))
+            .detail(format!("Found: {reason}."))
+            .hint("Nothing was truncated. Run awa.verify()."));
+    }
+    for table in &tables {
+        truncate_in_place(table)?;
+    }
+    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "pruned"))?;
+    notes::reserve(frontier, 1)?;
+    notes::push(notes::Note::SegmentPruned { generation: segment.generation, slot: segment.slot });
+    xact::force_synchronous_commit();
+    Ok(about("pruned", segment, None))
+}

@@ -1,0 +1,69 @@
+//! Rotate: open a new segment; the one before receives no more rows.
+//!
+//! Locks: ShareRowExclusive on the ledger, conditionally: whoever holds it is rotating or pruning. Rows written: one ledger row.
+//! Creates the tables of a slot when it is used for the first time. The frontier follows when the transaction commits; producers who
+//! still append to the old segment are found by its relation lock.
+
+use awa_protocol::ring::{Rotation, Segment, SegmentState};
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
+use crate::frontier::{Frontier, notes};
+use crate::pg::rel::{Lock, Rel};
+use crate::pg::{sql, xact};
+use crate::settings;
+use crate::store::{ledger, segments};
+
+pub struct Outcome {
+    pub outcome: &'static str,
+    pub generation: Option<i64>,
+    pub slot: Option<i32>,
+    pub detail: Option<String>,
+}
+
+impl Outcome {
+    pub fn skipped(outcome: &'static str, detail: impl Into<String>) -> Self {
+        Self { outcome, generation: None, slot: None, detail: Some(detail.into()) }
+    }
+}
+
+pub fn rotate(frontier: &Frontier) -> Result<Outcome> {
+    if !notes::is_empty() {
+        return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot rotate in a transaction that has used the queue")
+            .hint("Call awa.rotate() in a transaction of its own."));
+    }
+    let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else {
+        return Ok(Outcome::skipped("skipped_busy", "another session is rotating or pruning"));
+    };
+    open_next(frontier)
+}
+
+fn open_next(frontier: &Frontier) -> Result<Outcome> {
+    sql::as_owner(frontier.ledger, || {
+        let ring = ledger::read()?;
+        match ring.rotation(settings::ring_segments()) {
+            Rotation::Full => Ok(Outcome::skipped("full", "no segment is free: prune, or raise awa.ring_segments")),
+            Rotation::Open { generation, slot } => {
+                segments::create_if_missing(slot)?;
+                ledger::append(generation, slot, "opened")?;
+                let segment = Segment { generation, slot, state: SegmentState::Open, opened_at: xact::now() };
+                let info = segments::locate(&segment)?;
+                notes::reserve(frontier, 1)?;
+                notes::push(notes::Note::SegmentOpened { segment: info });
+                Ok(Outcome { outcome: "rotated", generation: Some(generation), slot: Some(slot), detail: None })
+            }
+        }
+    })
+}
+
+/// The first queue of a database opens the first segment.
+pub fn ensure_open_segment(frontier: &Frontier) -> Result<()> {
+    if frontier.open_segment().is_ok() {
+        return Ok(());
+    }
+    let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
+    if frontier.open_segment().is_ok() {
+        return Ok(());
+    }
+    open_next(frontier).map(|_| ())
+}

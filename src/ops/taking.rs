@@ -1,0 +1,579 @@
+//! Taking jobs from one queue: the steps of a claim. Each step holds at most one turn, reserves an in-flight entry for each row before
+//! the cursor passes it, and notes how far it has got, so that an error at any point ends the turn exactly there.
+//!
+//! Locks: RowExclusive on ready_entries of each segment visited, to the end of the transaction. The queue's lock covers taking and
+//! returning turns, never a scan.
+
+use std::rc::Rc;
+
+use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
+use awa_protocol::lane::{Lane, Position, SubLane};
+use awa_protocol::limits::GAPS_PER_SCAN;
+use awa_protocol::queue::{GapFound, Plan, QueueFrontier, TrackId};
+use pgrx::pg_sys::Datum;
+
+use crate::error::Result;
+use crate::frontier::notes::{self, Held, Note, Turn};
+use crate::frontier::{Frontier, SegmentInfo, wait_event};
+use crate::ops::handle::Queue;
+use crate::pg::rel::{Index, Lock, Rel};
+use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, XidState, visible_to_caller, xid_state};
+use crate::pg::xact;
+use crate::store::ready;
+
+/// A segment opened by this call.
+pub struct OpenSegment {
+    pub info: SegmentInfo,
+    pub rel: Rel,
+    pub index: Index,
+}
+
+/// One job taken, with what the worker is given.
+pub struct Taken {
+    pub entry: EntryRef,
+    pub generation: i64,
+    pub head: ready::Head,
+    pub lease: i64,
+    pub enqueued_at: Option<Datum>,
+    pub tags: Option<Datum>,
+    pub metadata: Option<Datum>,
+    pub errors: Option<Datum>,
+    pub args: Option<Datum>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Terms {
+    pub now: i64,
+    /// 0: none.
+    pub deadline_at: i64,
+    pub heartbeat_timeout: i64,
+}
+
+pub struct Taker<'f> {
+    pub frontier: &'f Frontier,
+    pub queue: Queue,
+    pub terms: Terms,
+    pub limit: usize,
+    pub taken: Vec<Taken>,
+    /// Next lease and end of those drawn so far.
+    leases: (i64, i64),
+    opened: Vec<Rc<OpenSegment>>,
+    /// Tracks and gaps on which this call could not get on.
+    avoid: Vec<TrackId>,
+    avoid_gaps: Vec<u64>,
+    xid: Option<u64>,
+    pub pool_is_full: bool,
+    snapshot_bound: bool,
+}
+
+enum Reserved {
+    Yes,
+    /// Somebody has this copy, or it is cancelled.
+    No,
+    PoolFull,
+}
+
+/// How often a claim waits for the turn of another before it returns what it has.
+const TURN_WAITS: usize = 50;
+const TURN_WAIT_MS: i64 = 10;
+
+impl<'f> Taker<'f> {
+    pub fn new(frontier: &'f Frontier, queue: Queue, terms: Terms, limit: usize) -> Self {
+        Self {
+            frontier,
+            queue,
+            terms,
+            limit,
+            taken: Vec::new(),
+            leases: (0, 0),
+            opened: Vec::new(),
+            avoid: Vec::new(),
+            avoid_gaps: Vec::new(),
+            xid: None,
+            pool_is_full: false,
+            snapshot_bound: xact::isolation_uses_snapshot(),
+        }
+    }
+
+    pub fn run(&mut self) -> Result<()> {
+        let mut waits = 0;
+        while self.taken.len() < self.limit && !self.pool_is_full {
+            let ended = self.ended_gaps();
+            let plan = self.with_queue(|queue, this| {
+                this.queue.is_usable(queue).then(|| queue.plan(this.terms.now, &ended, &this.avoid))
+            });
+            match plan.unwrap_or(Plan::Nothing { next: i64::MAX }) {
+                Plan::Holes { priority, until } => self.take_holes(priority, until)?,
+                Plan::Gap { track, xid } => self.visit_gap(track, xid)?,
+                Plan::Scan { track, until } => self.scan(track, until)?,
+                Plan::Nothing { .. } => break,
+                Plan::Busy => {
+                    waits += 1;
+                    if !self.taken.is_empty() || waits > TURN_WAITS || !self.wait_for_turn(&ended) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn with_queue<R>(&self, body: impl FnOnce(&mut QueueFrontier, &Self) -> R) -> R {
+        body(&mut self.frontier.queue(self.queue.place), self)
+    }
+
+    /// True if something has changed and a new plan is worth while.
+    fn wait_for_turn(&self, ended: &[u64]) -> bool {
+        let occupied = self.with_queue(|queue, this| {
+            queue.tracks().iter().any(|track| track.has_turn() && !this.avoid.contains(&track.id))
+                || queue.gaps().iter().any(|gap| gap.has_turn() && ended.contains(&gap.xid))
+        });
+        if !occupied {
+            return self.with_queue(|queue, this| !matches!(queue.plan(this.terms.now, ended, &this.avoid), Plan::Busy));
+        }
+        let sleeper = self.frontier.turn_sleeper(self.queue.place);
+        sleeper.prepare();
+        let still = self.with_queue(|queue, this| matches!(queue.plan(this.terms.now, ended, &this.avoid), Plan::Busy));
+        if still {
+            sleeper.timed_sleep(TURN_WAIT_MS, wait_event());
+        }
+        sleeper.cancel();
+        true
+    }
+
+    /// Transactions of gaps that have ended and whose rows this caller may see.
+    fn ended_gaps(&self) -> Vec<u64> {
+        let mut xids: Vec<u64> = Vec::new();
+        let waiting = self.with_queue(|queue, _| queue.gap_xids());
+        for xid in waiting {
+            let ended = matches!(xid_state(xid), XidState::Committed | XidState::Aborted);
+            if ended && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
+                xids.push(xid);
+            }
+        }
+        xids
+    }
+
+    pub fn open(&mut self, generation: i64) -> Result<Option<Rc<OpenSegment>>> {
+        if let Some(found) = self.opened.iter().find(|segment| segment.info.generation == generation) {
+            return Ok(Some(Rc::clone(found)));
+        }
+        let Some(info) = self.frontier.segment(generation) else { return Ok(None) };
+        let rel = ready::open_for_write(&info)?;
+        // The lock is ours now: the segment must still be what we took it for.
+        if self.frontier.segment(generation).is_none_or(|now| now.slot != info.slot) {
+            return Ok(None);
+        }
+        let index = ready::open_index(&rel, &info)?;
+        let segment = Rc::new(OpenSegment { info, rel, index });
+        self.opened.push(Rc::clone(&segment));
+        Ok(Some(segment))
+    }
+
+    fn lane_of(&self, track: TrackId) -> i32 {
+        Lane { queue_id: self.queue.queue_id, priority: track.priority, sub: track.sub }.number()
+    }
+
+    // ---- scan ----------------------------------------------------------------------------------------------------------
+
+    fn scan(&mut self, track: TrackId, until: i64) -> Result<()> {
+        let Some(segment) = self.open(track.generation)? else {
+            self.avoid.push(track);
+            return Ok(());
+        };
+        notes::reserve(self.frontier, self.limit - self.taken.len() + 1)?;
+        let begun = self.with_queue(|queue, this| {
+            if !this.queue.is_usable(queue) {
+                return None;
+            }
+            let head = queue.find_track(track).map(|t| t.head);
+            let turn = queue.begin_scan(track, this.terms.now, xact::my_proc())?;
+            let (from, horizon, room) = (turn.from, turn.horizon, turn.gap_room - turn.inserters.len());
+            let appending: heapless::Vec<u64, GAPS_PER_SCAN> = turn.inserters.iter().map(|found| found.xid).collect();
+            notes::hold(Held {
+                queue: this.queue.place,
+                turn: Turn::Scan { turn, cursor: from, next_head: None, gaps: heapless::Vec::new() },
+            });
+            Some((from, horizon, room, appending, head))
+        });
+        let Some((from, horizon, room, appending, old_head)) = begun else {
+            self.avoid.push(track);
+            return Ok(());
+        };
+        let before = self.taken.len();
+        let reached = self.scan_rows(&segment, track, from, horizon.min(until), room, &appending)?;
+        notes::end_turn(self.frontier);
+        let moved = reached.cursor > from || old_head.is_none_or(|head| reached.next_head != head);
+        if reached.stuck || (!moved && self.taken.len() == before) {
+            self.avoid.push(track);
+        }
+        Ok(())
+    }
+
+    fn scan_rows(
+        &mut self,
+        segment: &OpenSegment,
+        track: TrackId,
+        from: Position,
+        last_key: i64,
+        room: usize,
+        appending: &[u64],
+    ) -> Result<Reached> {
+        let mut scan = IndexScan::begin(&segment.rel, &segment.index, self.lane_of(track), from.key)?;
+        scan.seek(self.lane_of(track), from.key, Some(from.tid).filter(|_| from != Position::START));
+        let mut reached = Reached { cursor: from, next_head: i64::MAX, stuck: false };
+        while let Some((key, row)) = scan.next() {
+            let position = Position::at(key, row.tid());
+            if key > last_key || self.taken.len() >= self.limit {
+                reached.next_head = key;
+                break;
+            }
+            let passed = match row.state() {
+                RowState::Dead => true,
+                RowState::Own(xid) | RowState::InProgress(xid) => note_gap(xid, position, room),
+                RowState::Committed if self.is_left_to_gap(&row, appending) => note_gap(row.xmin_full(), position, room),
+                RowState::Committed => match self.reserve(segment, &row, track.sub)? {
+                    Reserved::Yes => {
+                        notes::publish_last();
+                        true
+                    }
+                    Reserved::No => true,
+                    Reserved::PoolFull => {
+                        self.pool_is_full = true;
+                        false
+                    }
+                },
+            };
+            if !passed {
+                reached.next_head = key;
+                reached.stuck = !self.pool_is_full;
+                break;
+            }
+            reached.cursor = position;
+            notes::with_turn(|turn| {
+                if let Turn::Scan { cursor, .. } = turn {
+                    *cursor = position;
+                }
+            });
+        }
+        notes::with_turn(|turn| {
+            if let Turn::Scan { next_head, .. } = turn {
+                *next_head = Some(reached.next_head);
+            }
+        });
+        Ok(reached)
+    }
+
+    /// Rows of a transaction that this scan knows as a gap stay with the gap, even if it has committed since; rows that the caller's
+    /// snapshot does not show are left for others.
+    fn is_left_to_gap(&self, row: &RawRow<'_>, appending: &[u64]) -> bool {
+        let known = !appending.is_empty() && appending.contains(&row.xmin_full());
+        known || is_gap_of_turn(row) || (self.snapshot_bound && !row.visible_to_caller())
+    }
+
+    // ---- gaps ----------------------------------------------------------------------------------------------------------
+
+    fn visit_gap(&mut self, track: TrackId, xid: u64) -> Result<()> {
+        let Some(segment) = self.open(track.generation)? else {
+            self.avoid_gaps.push(xid);
+            return Ok(());
+        };
+        notes::reserve(self.frontier, self.limit - self.taken.len() + 1)?;
+        let begun = self.with_queue(|queue, this| {
+            let turn = queue.begin_gap(track, xid, xact::my_proc())?;
+            let before = Position::at(turn.from.key, turn.from.tid);
+            notes::hold(Held { queue: this.queue.place, turn: Turn::Gap { turn, reached: just_before(before) } });
+            Some(turn)
+        });
+        let Some(turn) = begun else {
+            self.avoid_gaps.push(xid);
+            return Ok(());
+        };
+        let mut reached = turn.to;
+        let mut scan = IndexScan::begin(&segment.rel, &segment.index, self.lane_of(track), turn.from.key)?;
+        scan.seek(self.lane_of(track), turn.from.key, turn.from.tid.checked_sub(1));
+        let mut last_done = just_before(turn.from);
+        while let Some((key, row)) = scan.next() {
+            let position = Position::at(key, row.tid());
+            if position > turn.to {
+                break;
+            }
+            if row.xmin_full() == xid && row.state() == RowState::Committed {
+                if self.taken.len() >= self.limit {
+                    reached = last_done;
+                    break;
+                }
+                match self.reserve(&segment, &row, track.sub)? {
+                    Reserved::Yes => notes::publish_last(),
+                    Reserved::No => {}
+                    Reserved::PoolFull => {
+                        self.pool_is_full = true;
+                        reached = last_done;
+                        break;
+                    }
+                }
+            }
+            last_done = position;
+            set_gap_reached(position);
+        }
+        drop(scan);
+        set_gap_reached(reached);
+        notes::end_turn(self.frontier);
+        Ok(())
+    }
+
+    // ---- reservation ---------------------------------------------------------------------------------------------------
+
+    /// Leases of a batch follow each other as long as nothing comes between.
+    fn lease(&mut self) -> i64 {
+        let (mut next, mut end) = self.leases;
+        if next == end {
+            let count = self.limit.saturating_sub(self.taken.len()).max(1) as i64;
+            next = self.frontier.draw_leases(count as u64);
+            end = next + count;
+        }
+        self.leases = (next + 1, end);
+        next
+    }
+
+    fn xid(&mut self) -> u64 {
+        *self.xid.get_or_insert_with(xact::current_xid)
+    }
+
+    /// Reserves an entry for a committed row, then looks for a tombstone: in this order, no cancel can slip between.
+    fn reserve(&mut self, segment: &OpenSegment, row: &RawRow<'_>, sub: SubLane) -> Result<Reserved> {
+        if notes::promised() == 0 {
+            return Ok(Reserved::PoolFull);
+        }
+        let head = ready::head(row);
+        let lease = self.lease();
+        let entry = Entry {
+            job_id: head.job_id,
+            hop: head.hop,
+            generation: segment.info.generation,
+            lane: head.lane,
+            key: head.key,
+            tid: head.tid,
+            lease,
+            claim_xid: self.xid(),
+            claimed_at: self.terms.now,
+            deadline: self.terms.deadline_at,
+            heartbeat_at: self.terms.now,
+            heartbeat_timeout: self.terms.heartbeat_timeout,
+            attempt: head.attempt + 1,
+            max_attempts: head.max_attempts,
+            process: xact::my_proc(),
+            queue: self.queue.place,
+            state: State::Claimed,
+            ..Entry::free()
+        };
+        let partition = self.frontier.partition_of(head.job_id);
+        let inserted = self.frontier.with_partition(partition, |entries| match entries.insert(entry) {
+            Ok(slot) => Ok(EntryRef { partition, slot, stamp: entries.stamp_of(slot) }),
+            Err(InsertRefusal::Exists(slot)) => {
+                // A cancel in progress: if it aborts, the row must come back, because this scan goes past it.
+                if let Some(other) = entries.get_mut(slot).filter(|other| other.state == State::Guard) {
+                    other.passed = true;
+                }
+                Err(InsertRefusal::Exists(slot))
+            }
+            Err(refusal) => Err(refusal),
+        });
+        let name = match inserted {
+            Ok(name) => name,
+            Err(InsertRefusal::Exists(_)) => return Ok(Reserved::No),
+            Err(InsertRefusal::Full) => return Ok(Reserved::PoolFull),
+        };
+        notes::use_promised();
+        notes::push(Note::Claimed { entry: name, queue: self.queue.place, sub, published: false });
+        if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head)? {
+            self.frontier.with_partition(partition, |entries| entries.free(name.slot));
+            notes::retract_last();
+            notes::promise(1);
+            return Ok(Reserved::No);
+        }
+        self.taken.push(copy_row(row, name, segment.info.generation, head, lease));
+        Ok(Reserved::Yes)
+    }
+
+    // ---- holes ---------------------------------------------------------------------------------------------------------
+
+    fn take_holes(&mut self, priority: u8, until: i64) -> Result<()> {
+        let wanted = (self.limit - self.taken.len()).min(notes::promised() as usize);
+        if wanted == 0 {
+            self.pool_is_full = true;
+            return Ok(());
+        }
+        notes::reserve(self.frontier, wanted)?;
+        let xid = self.xid();
+        let mut popped: Vec<(EntryRef, Entry)> = Vec::with_capacity(wanted);
+        {
+            let mut queue = self.frontier.queue(self.queue.place);
+            while popped.len() < wanted && queue.first_hole_key(priority) <= until {
+                let Some(link) = self.frontier.with_links(|links| queue.pop_hole(priority, links)) else { break };
+                let (partition, slot) = self.frontier.place_of(link);
+                let lease = self.lease();
+                let claimed = self.frontier.with_partition(partition, |entries| {
+                    let stamp = entries.stamp_of(slot);
+                    let entry = entries.get_mut(slot).filter(|entry| entry.state == State::Hole)?;
+                    entry.state = State::Claimed;
+                    entry.claim_xid = xid;
+                    entry.lease = lease;
+                    entry.claimed_at = self.terms.now;
+                    entry.deadline = self.terms.deadline_at;
+                    entry.heartbeat_at = self.terms.now;
+                    entry.heartbeat_timeout = self.terms.heartbeat_timeout;
+                    entry.process = xact::my_proc();
+                    Some((EntryRef { partition, slot, stamp }, *entry))
+                });
+                if let Some((name, entry)) = claimed {
+                    let sub = Lane::from_number(entry.lane).sub;
+                    notes::push(Note::Claimed { entry: name, queue: self.queue.place, sub, published: true });
+                    popped.push((name, entry));
+                }
+            }
+        }
+        // A hole has an entry of its own already.
+        for (name, entry) in popped {
+            self.verify_hole(name, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// A hole is only as good as its row: it is looked up again, and dropped if it is gone or cancelled.
+    fn verify_hole(&mut self, name: EntryRef, entry: &Entry) -> Result<()> {
+        let row_is_there = match self.open(entry.generation)? {
+            None => false,
+            Some(segment) => {
+                if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head_of(entry))? {
+                    false
+                } else {
+                    self.take_hole_row(&segment, name, entry)?
+                }
+            }
+        };
+        if !row_is_there {
+            self.frontier.with_partition(name.partition, |entries| entries.free(name.slot));
+            self.frontier.return_entries(1);
+            notes::retract_claim(name);
+        }
+        Ok(())
+    }
+
+    fn take_hole_row(&mut self, segment: &OpenSegment, name: EntryRef, entry: &Entry) -> Result<bool> {
+        let mut fetch = TidFetch::begin(&segment.rel);
+        if let Some(row) = fetch.fetch(entry.tid)
+            && is_row_of(&row, entry)
+        {
+            self.taken.push(copy_row(&row, name, entry.generation, ready::head(&row), entry.lease));
+            return Ok(true);
+        }
+        let mut scan = IndexScan::begin(&segment.rel, &segment.index, entry.lane, entry.key)?;
+        while let Some((key, row)) = scan.next() {
+            if key != entry.key {
+                break;
+            }
+            if is_row_of(&row, entry) {
+                self.taken.push(copy_row(&row, name, entry.generation, ready::head(&row), entry.lease));
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+struct Reached {
+    cursor: Position,
+    next_head: i64,
+    /// No room for another gap: nothing behind this row can be reached for now.
+    stuck: bool,
+}
+
+fn just_before(position: Position) -> Position {
+    match position.tid.checked_sub(1) {
+        Some(tid) => Position::at(position.key, tid),
+        None => Position::at(position.key.saturating_sub(1), u64::MAX),
+    }
+}
+
+fn set_gap_reached(position: Position) {
+    notes::with_turn(|turn| {
+        if let Turn::Gap { reached, .. } = turn {
+            *reached = position;
+        }
+    });
+}
+
+/// Adds a row to the gap of its transaction. False: no room for another gap.
+fn note_gap(xid: u64, position: Position, room: usize) -> bool {
+    notes::with_turn(|turn| {
+        let Turn::Scan { turn, gaps, .. } = turn else { return false };
+        if let Some(gap) = gaps.iter_mut().find(|gap| gap.xid == xid) {
+            gap.to = gap.to.max(position);
+            return true;
+        }
+        if let Some(found) = turn.inserters.iter_mut().find(|found| found.xid == xid) {
+            found.to = found.to.max(position);
+            return true;
+        }
+        gaps.len() < room && gaps.push(GapFound { xid, from: position, to: position }).is_ok()
+    })
+    .unwrap_or(false)
+}
+
+fn is_gap_of_turn(row: &RawRow<'_>) -> bool {
+    notes::with_turn(|turn| match turn {
+        Turn::Scan { gaps, .. } => !gaps.is_empty() && gaps.iter().any(|gap| gap.xid == row.xmin_full()),
+        Turn::Gap { .. } => false,
+    })
+    .unwrap_or(false)
+}
+
+fn head_of(entry: &Entry) -> ready::Head {
+    ready::Head {
+        key: entry.key,
+        job_id: entry.job_id,
+        lane: entry.lane,
+        hop: entry.hop,
+        kind_id: 0,
+        attempt: 0,
+        max_attempts: 0,
+        tid: entry.tid,
+    }
+}
+
+pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
+    row.state() == RowState::Committed && row.i64(ready::JOB_ID) == Some(entry.job_id) && row.i32(ready::HOP) == Some(entry.hop)
+}
+
+/// Was this copy closed without ever having been claimed?
+fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+    let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
+    let index = Index::open(&rel, segment.closures_index)?;
+    let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;
+    while let Some((key, row)) = scan.next() {
+        if key != head.key {
+            break;
+        }
+        let closes = row.i64(crate::store::evidence::CLOSURE_JOB_ID) == Some(head.job_id)
+            && row.i32(crate::store::evidence::CLOSURE_HOP) == Some(head.hop);
+        if closes && matches!(row.state(), RowState::Committed | RowState::Own(_)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn copy_row(row: &RawRow<'_>, entry: EntryRef, generation: i64, head: ready::Head, lease: i64) -> Taken {
+    Taken {
+        entry,
+        generation,
+        head,
+        lease,
+        enqueued_at: row.copy_datum(ready::ENQUEUED_AT),
+        tags: row.copy_datum(ready::TAGS),
+        metadata: row.copy_datum(ready::METADATA),
+        errors: row.copy_datum(ready::ERRORS),
+        args: row.copy_datum(ready::ARGS),
+    }
+}

@@ -1,0 +1,284 @@
+//! Verify: fold the log again and compare it with the live frontier. Rebuild: replace the live one.
+//!
+//! Verify takes AccessShare only and blocks nobody. Jobs on their way make differences for a moment, so a difference counts only when it
+//! is still there after the transactions that were writing have ended; then the same comparison is made again.
+//! Rebuild takes Share on ready_entries of every live segment: it waits for all transactions that use the frontier and keeps others out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use awa_protocol::attempt::{Entry, State};
+use awa_protocol::lane::{Lane, Position};
+use awa_protocol::lifecycle::Outcome;
+use awa_protocol::queue::{Counts, Existence, Gap, Track};
+use awa_protocol::rebuild::{Fate, ReadyRow};
+use awa_protocol::ring::SegmentState;
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
+use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
+use crate::pg::call::{Rows, bytes_datum, text_datum};
+use crate::pg::rel::{Lock, Rel, wait_for_lockers};
+use crate::pg::scan::{HeapScan, RowState};
+use crate::store::datum;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    problem: &'static str,
+    queue_id: i32,
+    job_id: i64,
+    hop: i32,
+}
+
+type Differences = BTreeMap<Key, String>;
+
+/// Comparisons before a difference is believed.
+const ROUNDS: usize = 3;
+
+pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
+    let mut found = compare(frontier)?;
+    for _ in 1..ROUNDS {
+        if found.is_empty() {
+            return Ok(());
+        }
+        for info in frontier.live_segments() {
+            wait_for_lockers(info.ready, Lock::Share);
+        }
+        let again = compare(frontier)?;
+        found.retain(|key, _| again.contains_key(key));
+    }
+    let names = queue_names(frontier);
+    for (key, detail) in found {
+        rows.put(&[
+            Some(text_datum(key.problem)),
+            names.get(&key.queue_id).map(|name| bytes_datum(name)),
+            (key.job_id != 0).then(|| datum::i64(key.job_id)),
+            (key.job_id != 0).then(|| datum::i32(key.hop)),
+            Some(text_datum(&detail)),
+        ])?;
+    }
+    Ok(())
+}
+
+pub fn rebuild(frontier: &Frontier) -> Result<i64> {
+    if !notes::is_empty() {
+        return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot rebuild in a transaction that has used the queue")
+            .hint("Call awa.rebuild() in a transaction of its own."));
+    }
+    let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
+    let mut held = Vec::new();
+    for info in frontier.live_segments() {
+        held.push(Rel::open(info.ready, Lock::Share)?);
+    }
+    build::rebuild(frontier)
+}
+
+fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
+    (0..frontier.queue_slots())
+        .filter_map(|place| {
+            let queue = frontier.queue(place);
+            (queue.existence != Existence::Free).then(|| (queue.queue_id, queue.name().to_vec()))
+        })
+        .collect()
+}
+
+/// What the frontier says of a queue, copied out under its lock.
+struct Live {
+    place: u16,
+    tracks: Vec<Track>,
+    gaps: Vec<Gap>,
+    counts: Counts,
+    activity: [u64; 5],
+}
+
+fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
+    let mut all = HashMap::new();
+    for place in 0..frontier.queue_slots() {
+        let queue = frontier.queue(place);
+        if queue.existence == Existence::Free {
+            continue;
+        }
+        let t = &queue.totals;
+        let live = Live {
+            place,
+            tracks: queue.tracks().to_vec(),
+            gaps: queue.gaps().to_vec(),
+            counts: queue.counts,
+            activity: [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed],
+        };
+        all.insert(queue.queue_id, live);
+    }
+    all
+}
+
+fn entries(frontier: &Frontier, differences: &mut Differences) -> HashMap<(i64, i32), Entry> {
+    let mut all = HashMap::new();
+    for partition in 0..PARTITIONS as u32 {
+        let (used, fault) = frontier.with_partition(partition, |pool| {
+            let used: Vec<Entry> = pool.entries.iter().filter(|entry| entry.state != State::Free).copied().collect();
+            (used, pool.check().err())
+        });
+        if let Some(fault) = fault {
+            let key = Key { problem: "pool_broken", queue_id: 0, job_id: 0, hop: partition as i32 };
+            differences.insert(key, format!("partition {partition} of the in-flight pool: {fault}"));
+        }
+        all.extend(used.into_iter().map(|entry| ((entry.job_id, entry.hop), entry)));
+    }
+    all
+}
+
+struct Comparison {
+    live: HashMap<i32, Live>,
+    entries: HashMap<(i64, i32), Entry>,
+    differences: Differences,
+    counts: HashMap<i32, Counts>,
+    unfinished: HashMap<i32, bool>,
+    /// Highest committed copy of each unclosed job.
+    open_copies: HashMap<i64, i32>,
+}
+
+fn compare(frontier: &Frontier) -> Result<Differences> {
+    let mut differences = Differences::new();
+    let live = snapshot(frontier);
+    let entries = entries(frontier, &mut differences);
+    let mut comparison = Comparison {
+        live,
+        entries,
+        differences,
+        counts: HashMap::new(),
+        unfinished: HashMap::new(),
+        open_copies: HashMap::new(),
+    };
+    for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
+        comparison.segment(info)?;
+    }
+    comparison.leftovers();
+    let after = snapshot(frontier);
+    comparison.compare_counts(&after);
+    Ok(comparison.differences)
+}
+
+impl Comparison {
+    fn differ(&mut self, problem: &'static str, row: &ReadyRow, detail: String) {
+        let key = Key { problem, queue_id: Lane::from_number(row.lane).queue_id, job_id: row.job_id, hop: row.hop };
+        self.differences.insert(key, detail);
+    }
+
+    fn segment(&mut self, info: &SegmentInfo) -> Result<()> {
+        let rel = Rel::open(info.ready, Lock::AccessShare)?;
+        let mut evidence = build::read_evidence(info, false)?;
+        for (job_id, hop) in std::mem::take(&mut evidence.fold.closed_twice) {
+            let key = Key { problem: "closed_twice", queue_id: 0, job_id, hop };
+            self.differences.insert(key, format!("two closures in generation {}", info.generation));
+        }
+        let mut scan = HeapScan::begin(&rel);
+        while let Some(row) = scan.next() {
+            let seen = build::ready_row(&row);
+            let queue_id = Lane::from_number(seen.lane).queue_id;
+            match row.state() {
+                RowState::Dead => continue,
+                RowState::Own(_) | RowState::InProgress(_) => {
+                    self.unfinished.insert(queue_id, true);
+                    continue;
+                }
+                RowState::Committed => {}
+            }
+            if !self.live.contains_key(&queue_id) {
+                continue;
+            }
+            let fate = evidence.fold.first_pass(&seen);
+            self.count(&seen, &fate);
+            self.judge(info, &seen, &fate, row.xmin_full());
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, row: &ReadyRow, fate: &Fate) {
+        let lane = Lane::from_number(row.lane);
+        let counts = self.counts.entry(lane.queue_id).or_default();
+        match fate {
+            Fate::Ready => *notes::waiting(counts, lane.sub) += 1,
+            Fate::Open(_) => counts.running += 1,
+            Fate::Closed(Outcome::Completed) => counts.completed += 1,
+            Fate::Closed(Outcome::Failed) => counts.failed += 1,
+            Fate::Closed(Outcome::Cancelled) => counts.cancelled += 1,
+            Fate::Closed(_) => {}
+        }
+    }
+
+    fn judge(&mut self, info: &SegmentInfo, row: &ReadyRow, fate: &Fate, xmin: u64) {
+        let entry = self.entries.remove(&(row.job_id, row.hop));
+        match fate {
+            Fate::Closed(_) => {
+                if entry.is_some() {
+                    self.differ("closed_but_in_flight", row, "the log has a closure, the frontier an entry".to_owned());
+                }
+                return;
+            }
+            Fate::Open(claim) => match entry {
+                None => self.differ("claimed_but_not_in_flight", row, format!("the log has lease {}", claim.lease)),
+                Some(entry) if entry.state != State::Claimed || entry.lease != claim.lease => {
+                    let detail = format!("the log has lease {}, the frontier {:?} with lease {}", claim.lease, entry.state, entry.lease);
+                    self.differ("other_lease", row, detail);
+                }
+                Some(_) => {}
+            },
+            Fate::Ready => self.judge_ready(info, row, entry, xmin),
+        }
+        if let Some(other) = self.open_copies.insert(row.job_id, row.hop) {
+            self.differ("two_copies_are_live", row, format!("copy {other} is live too"));
+        }
+    }
+
+    fn judge_ready(&mut self, info: &SegmentInfo, row: &ReadyRow, entry: Option<Entry>, xmin: u64) {
+        let lane = Lane::from_number(row.lane);
+        let Some(live) = self.live.get(&lane.queue_id) else { return };
+        let id = awa_protocol::queue::TrackId { generation: info.generation, priority: lane.priority, sub: lane.sub };
+        let track = live.tracks.iter().find(|track| track.id == id);
+        let above = track.is_some_and(|track| row.position > track.cursor && row.position.key >= track.head);
+        let in_gap = live.gaps.iter().any(|gap| {
+            gap.track == id && gap.xid == xmin && row.position >= gap.from && row.position <= gap.to
+        });
+        let place = live.place;
+        match entry {
+            Some(entry) if matches!(entry.state, State::Hole | State::Guard) && entry.queue == place => {
+                if entry.state == State::Hole && above {
+                    self.differ("hole_above_cursor", row, "the row would be handed out twice".to_owned());
+                }
+            }
+            Some(entry) => {
+                let detail = format!("the frontier has {:?} with lease {}, the log has no claim", entry.state, entry.lease);
+                self.differ("in_flight_but_not_claimed", row, detail);
+            }
+            None if above || in_gap => {}
+            None => {
+                let cursor: Option<Position> = track.map(|track| track.cursor);
+                self.differ("skipped", row, format!("a ready row below the cursor is neither a hole nor in a gap (cursor {cursor:?})"));
+            }
+        }
+    }
+
+    /// Entries for which the log has no row.
+    fn leftovers(&mut self) {
+        let rest: Vec<Entry> = self.entries.drain().map(|(_, entry)| entry).collect();
+        for entry in rest {
+            let key =
+                Key { problem: "in_flight_without_row", queue_id: Lane::from_number(entry.lane).queue_id, job_id: entry.job_id, hop: entry.hop };
+            self.differences.insert(key, format!("the frontier has {:?} in generation {}", entry.state, entry.generation));
+        }
+    }
+
+    /// Counts are compared only where nothing moved meanwhile.
+    fn compare_counts(&mut self, after: &HashMap<i32, Live>) {
+        for (queue_id, before) in &self.live {
+            let still = after.get(queue_id).is_some_and(|after| after.activity == before.activity && after.counts == before.counts);
+            if !still || self.unfinished.contains_key(queue_id) {
+                continue;
+            }
+            let expected = self.counts.get(queue_id).copied().unwrap_or_default();
+            if expected != before.counts {
+                let key = Key { problem: "counts", queue_id: *queue_id, job_id: 0, hop: 0 };
+                self.differences.insert(key, format!("the log has {expected:?}, the frontier {:?}", before.counts));
+            }
+        }
+    }
+}

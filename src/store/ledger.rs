@@ -1,0 +1,53 @@
+//! Tables written: awa.ring_rotations. Tables read: the same. Cold: a few rows a rotation.
+
+use awa_protocol::ring::{Event, LedgerFault, LedgerRow, Ring};
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys;
+
+use crate::error::{Error, Result};
+use crate::pg::call::text_datum;
+use crate::pg::{sql, xact};
+use crate::store::datum;
+
+pub fn read() -> Result<Ring> {
+    let mut rows = Vec::new();
+    sql::select("SELECT generation, slot, event, at FROM awa.ring_rotations", &[], false, |row| {
+        if let (Some(generation), Some(slot), Some(event), Some(at)) = (row.i64(1), row.i32(2), row.text(3), row.i64(4))
+            && let Some(event) = Event::from_name(&event)
+        {
+            rows.push(LedgerRow { generation, slot, event, at });
+        }
+        Ok(())
+    })?;
+    Ring::fold(&rows).map_err(|fault| {
+        let detail = match fault {
+            LedgerFault::TooManySegments => "More segments are live than the library can hold.".to_owned(),
+            LedgerFault::SlotUsedTwice { slot } => format!("Slot {slot} was opened again before it was pruned."),
+        };
+        Error::new(Code::ERRCODE_DATA_CORRUPTED, "the ledger of the ring contradicts itself")
+            .detail(detail)
+            .hint("Save a copy of schema awa_segments before changing anything.")
+    })
+}
+
+pub fn append(generation: i64, slot: i32, event: &str) -> Result<()> {
+    sql::execute(
+        "INSERT INTO awa.ring_rotations (generation, slot, event, at) VALUES ($1, $2, $3, $4)",
+        &[
+            (pg_sys::INT8OID, Some(datum::i64(generation))),
+            (pg_sys::INT4OID, Some(datum::i32(slot))),
+            (pg_sys::TEXTOID, Some(text_datum(event))),
+            (pg_sys::TIMESTAMPTZOID, Some(datum::i64(xact::now()))),
+        ],
+    )?;
+    Ok(())
+}
+
+pub fn started_at(generation: i64) -> Result<Option<i64>> {
+    let at = sql::select_one(
+        "SELECT at FROM awa.ring_rotations WHERE generation = $1 AND event = 'prune_started'",
+        &[(pg_sys::INT8OID, Some(datum::i64(generation)))],
+        false,
+    )?;
+    Ok(at.map(|at| at.value() as i64))
+}
