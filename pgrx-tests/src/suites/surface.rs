@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Stage;
 use crate::process::run;
@@ -23,5 +23,18 @@ pub fn every_exported_function_has_its_sql(stage: &mut Stage<'_>) -> Result<()> 
     let forgotten: Vec<&String> = exported.difference(&declared).collect();
     ensure!(!declared.is_empty(), "the script declares no function of the library");
     ensure!(forgotten.is_empty(), "no SQL function uses {forgotten:?}");
+    Ok(())
+}
+
+// If this fails, a server where databases come and go (tests, tenants) refuses awa_queue until it is restarted.
+pub fn a_dropped_database_gives_its_place_back(stage: &mut Stage<'_>) -> Result<()> {
+    let places: String = stage.connect()?.query_one("SELECT current_setting('awa.max_databases')", &[])?.try_get(0)?;
+    for number in 0..=places.parse::<u32>()? {
+        let name = format!("awa_place_{number}");
+        stage.cluster.create_database(&name)?;
+        let used = stage.cluster.connect(&name)?.batch_execute("SELECT awa.create_queue('q')");
+        used.with_context(|| format!("database {} of {places}", number + 1))?;
+        stage.cluster.drop_database(&name)?;
+    }
     Ok(())
 }

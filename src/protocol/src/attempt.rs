@@ -167,7 +167,7 @@ impl Partition<'_> {
     }
 
     pub fn find_copy(&self, job_id: i64, hop: i32) -> Option<u32> {
-        self.find(job_id, |entry| entry.hop == hop)
+        self.find(job_id, |entry| entry.hop == hop || mutant!("hop_ignored"))
     }
 
     /// Adds an entry; its `(job_id, hop)` must be new here.
@@ -209,7 +209,8 @@ impl Partition<'_> {
             }
         }
         if let Some(place) = self.entries.get_mut(slot as usize) {
-            *place = Entry { stamp: entry.stamp.wrapping_add(1), next: self.head.free, ..Entry::free() };
+            let stamp = if mutant!("stamp_reused") { entry.stamp } else { entry.stamp.wrapping_add(1) };
+            *place = Entry { stamp, next: self.head.free, ..Entry::free() };
             self.head.free = slot;
             self.head.used -= 1;
         }
@@ -277,17 +278,24 @@ pub enum Exit {
     Stale,
 }
 
-/// `own`: is this transaction part of the caller's? `in_progress`: has it not ended yet?
-pub fn decide_exit(entry: &Entry, lease: Option<i64>, outcome: Outcome, own: impl Fn(u64) -> bool, in_progress: impl Fn(u64) -> bool) -> Exit {
+/// `own`: is this transaction part of the caller's? `in_progress`: has it not committed? An aborted claim counts as in progress until
+/// its callbacks have made the entry a hole: else its attempt could be ended while they run.
+pub fn decide_exit(
+    entry: &Entry,
+    lease: Option<i64>,
+    outcome: Outcome,
+    own: impl Fn(u64) -> bool,
+    in_progress: impl Fn(u64) -> bool,
+) -> Exit {
     let holds = match entry.state {
-        State::Claimed => lease.is_none_or(|lease| lease == entry.lease),
+        State::Claimed => lease.is_none_or(|lease| lease == entry.lease || mutant!("lease_ignored")),
         State::Guard | State::Hole => lease.is_none(),
         State::Free => false,
     };
     if !holds {
         return Exit::Stale;
     }
-    if entry.close_xid != 0 {
+    if entry.close_xid != 0 && !mutant!("close_xid_ignored") {
         return if !own(entry.close_xid) {
             Exit::WaitForCloser(entry.close_xid)
         } else if entry.closing == Some(outcome) {
@@ -296,7 +304,12 @@ pub fn decide_exit(entry: &Entry, lease: Option<i64>, outcome: Outcome, own: imp
             Exit::Conflict(entry.closing.unwrap_or(outcome))
         };
     }
-    if entry.state == State::Claimed && entry.claim_xid != 0 && !own(entry.claim_xid) && in_progress(entry.claim_xid) {
+    if entry.state == State::Claimed
+        && entry.claim_xid != 0
+        && !own(entry.claim_xid)
+        && in_progress(entry.claim_xid)
+        && !mutant!("claim_in_progress_ignored")
+    {
         return Exit::ClaimUncommitted(entry.claim_xid);
     }
     Exit::Proceed

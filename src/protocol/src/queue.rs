@@ -12,7 +12,9 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::lane::{Position, SubLane};
-use crate::limits::{GAPS_PER_QUEUE, GAPS_PER_SCAN, HOLE_WALK, INSERTERS_PER_QUEUE, PRIORITIES, QUEUE_NAME_BYTES, TIE_SPREAD, TRACKS_PER_QUEUE};
+use crate::limits::{
+    GAPS_PER_QUEUE, GAPS_PER_SCAN, HOLE_WALK, INSERTERS_PER_QUEUE, PRIORITIES, QUEUE_NAME_BYTES, TIE_SPREAD, TRACKS_PER_QUEUE,
+};
 
 /// No process; no entry.
 pub const NOBODY: u32 = u32::MAX;
@@ -195,8 +197,15 @@ pub struct QueueFrontier {
 
 const NO_HOLES: HoleList = HoleList { first: NOBODY, count: 0, key: NO_KEY };
 
-const NO_SETTINGS: Settings =
-    Settings { paused: false, max_attempts: 1, deadline: 0, heartbeat_timeout: 0, backoff: 0, backoff_max: 0, priority_ageing: 0 };
+const NO_SETTINGS: Settings = Settings {
+    paused: false,
+    max_attempts: 1,
+    deadline: 0,
+    heartbeat_timeout: 0,
+    backoff: 0,
+    backoff_max: 0,
+    priority_ageing: 0,
+};
 
 impl QueueFrontier {
     pub const fn empty() -> Self {
@@ -274,7 +283,15 @@ impl QueueFrontier {
 
     /// Chooses keys and makes the range known to every later scan. Keys are written to `keys`, one a row.
     /// At most one registration a process.
-    pub fn register(&mut self, id: TrackId, wanted: Wanted<'_>, now: i64, process: u32, xid: u64, keys: &mut [i64]) -> Result<(), Refusal> {
+    pub fn register(
+        &mut self,
+        id: TrackId,
+        wanted: Wanted<'_>,
+        now: i64,
+        process: u32,
+        xid: u64,
+        keys: &mut [i64],
+    ) -> Result<(), Refusal> {
         if self.inserters.is_full() {
             return Err(Refusal::TooManyInserters);
         }
@@ -282,7 +299,8 @@ impl QueueFrontier {
             self.add_track(id)?;
         }
         let Some(track) = self.track(id) else { return Err(Refusal::TooManyTracks) };
-        let floor = track.horizon.max(track.cursor.key).saturating_add(1);
+        let floor =
+            if mutant!("register_below_horizon") { i64::MIN } else { track.horizon.max(track.cursor.key).saturating_add(1) };
         let (mut lowest, mut highest) = (i64::MAX, i64::MIN);
         match wanted {
             Wanted::Immediate { rows } => {
@@ -310,7 +328,8 @@ impl QueueFrontier {
     }
 
     pub fn deregister(&mut self, process: u32) {
-        if let Some(index) = self.inserters.iter().position(|inserter| inserter.process == process) {
+        let wanted = |inserter: &Inserter| inserter.process == process || mutant!("deregister_wrong_one");
+        if let Some(index) = self.inserters.iter().position(wanted) {
             self.inserters.swap_remove(index);
         }
     }
@@ -338,7 +357,7 @@ impl QueueFrontier {
         let (gaps, inserters) = (&self.gaps, &self.inserters);
         self.tracks.retain(|track| {
             track.id.generation >= open_generation
-                || track.head != NO_KEY
+                || (track.head != NO_KEY && !mutant!("drop_unfinished_tracks"))
                 || track.turn != NOBODY
                 || gaps.iter().any(|gap| gap.track == track.id)
                 || inserters.iter().any(|inserter| inserter.track == track.id)
@@ -450,25 +469,26 @@ impl QueueFrontier {
     /// Takes the turn of a track. `None`: somebody has it, or no gap could be recorded.
     pub fn begin_scan(&mut self, id: TrackId, now: i64, process: u32) -> Option<ScanTurn> {
         let room = (GAPS_PER_QUEUE - self.gaps.len()).saturating_sub(self.gaps_promised as usize).min(GAPS_PER_SCAN);
-        let track = self.tracks.iter_mut().find(|track| track.id == id && track.turn == NOBODY)?;
+        let track = self.tracks.iter_mut().find(|track| track.id == id && (track.turn == NOBODY || mutant!("two_turns")))?;
         let mut horizon = match id.sub {
             SubLane::Immediate => track.last,
+            SubLane::Scheduled if mutant!("scan_beyond_now") => track.last,
             SubLane::Scheduled => now.min(track.last),
         };
         let mut inserters: heapless::Vec<GapFound, GAPS_PER_SCAN> = heapless::Vec::new();
         let mut lost = NO_KEY;
         // Only what lies above the cursor: the rest is in a gap already, or was, and a gap that has been visited must not come back.
-        let above = track.cursor.next();
+        let above = if mutant!("inserter_range_from_below_cursor") { Position::START } else { track.cursor.next() };
         for inserter in self.inserters.iter().filter(|inserter| inserter.track == id && inserter.lowest <= horizon) {
             let found = GapFound {
                 xid: inserter.xid,
                 from: Position::at(inserter.lowest, 0).max(above),
                 to: Position::at(inserter.highest, u64::MAX),
             };
-            if found.from > found.to {
+            if found.from > found.to || mutant!("inserters_ignored") {
                 continue;
             }
-            if inserters.len() >= room || inserters.push(found).is_err() {
+            if (inserters.len() >= room || inserters.push(found).is_err()) && !mutant!("inserters_beyond_room_ignored") {
                 lost = lost.min(inserter.lowest);
             }
         }
@@ -483,8 +503,15 @@ impl QueueFrontier {
         // Rows above the horizon that are registered and not there yet: the scan cannot know of them.
         let unseen = self.inserters.iter().filter(|inserter| inserter.track == id && inserter.lowest > horizon);
         track.fresh = unseen.map(|inserter| inserter.lowest).min().unwrap_or(NO_KEY);
-        track.horizon = track.horizon.max(horizon);
-        self.gaps_promised += room as u32;
+        if mutant!("unseen_inserters_forgotten") {
+            track.fresh = NO_KEY;
+        }
+        if !mutant!("horizon_not_published") {
+            track.horizon = track.horizon.max(horizon);
+        }
+        if !mutant!("gaps_not_promised") {
+            self.gaps_promised += room as u32;
+        }
         Some(ScanTurn { track: id, from: track.cursor, horizon, inserters, gap_room: room })
     }
 
@@ -495,12 +522,22 @@ impl QueueFrontier {
         let Some(track) = self.tracks.iter_mut().find(|track| track.id == turn.track && track.turn == process) else { return };
         debug_assert!(cursor >= track.cursor, "a cursor is never lowered");
         debug_assert!(cursor.key <= turn.horizon || cursor == track.cursor);
-        track.cursor = track.cursor.max(cursor);
+        track.cursor = if mutant!("cursor_lowered") { Position::at(cursor.key, 0) } else { track.cursor.max(cursor) };
         let cursor = track.cursor;
         // What the inserters of the turn have above the cursor may have come after the scan looked.
         let awaited = turn.inserters.iter().filter(|found| found.to > cursor);
         let awaited = awaited.map(|found| found.from.max(cursor.next()).key).min().unwrap_or(NO_KEY);
         track.head = next_head.min(track.fresh).min(awaited);
+        if mutant!("fresh_not_applied") {
+            track.head = next_head.min(awaited);
+        }
+        if mutant!("awaited_not_applied") {
+            track.head = next_head.min(track.fresh);
+        }
+        // After a rebuild rows that the fold did not count (aborted, prepared) may lie above `last`: let the next scan pass them.
+        if next_head != NO_KEY && !mutant!("last_not_raised") {
+            track.last = track.last.max(next_head);
+        }
         track.turn = NOBODY;
         for found in turn.inserters.iter().chain(gaps) {
             self.note_gap(turn.track, *found, cursor);
@@ -508,14 +545,16 @@ impl QueueFrontier {
     }
 
     fn note_gap(&mut self, track: TrackId, found: GapFound, cursor: Position) {
-        let to = found.to.min(cursor);
-        if found.from > to {
+        let to = if mutant!("gap_above_cursor") { found.to } else { found.to.min(cursor) };
+        if found.from > to || mutant!("gap_forgotten") {
             return;
         }
         match self.gaps.iter_mut().find(|gap| gap.track == track && gap.xid == found.xid) {
             Some(gap) => {
                 gap.from = gap.from.min(found.from);
-                gap.to = gap.to.max(to);
+                if !mutant!("gap_not_extended") {
+                    gap.to = gap.to.max(to);
+                }
             }
             None => {
                 let added = self.gaps.push(Gap { track, xid: found.xid, from: found.from, to, turn: NOBODY });
@@ -525,26 +564,33 @@ impl QueueFrontier {
     }
 
     pub fn begin_gap(&mut self, track: TrackId, xid: u64, process: u32) -> Option<GapTurn> {
-        let gap = self.gaps.iter_mut().find(|gap| gap.track == track && gap.xid == xid && gap.turn == NOBODY)?;
+        let gap = self
+            .gaps
+            .iter_mut()
+            .find(|gap| gap.track == track && gap.xid == xid && (gap.turn == NOBODY || mutant!("two_gap_turns")))?;
         gap.turn = process;
         Some(GapTurn { track, xid, from: gap.from, to: gap.to })
     }
 
     /// `reached`: every row of the gap up to and including it has been taken or is dead. At the end of the range the gap goes.
     pub fn finish_gap(&mut self, turn: &GapTurn, process: u32, reached: Position) {
-        let Some(index) = self.gaps.iter().position(|gap| gap.track == turn.track && gap.xid == turn.xid && gap.turn == process) else {
+        let Some(index) = self.gaps.iter().position(|gap| gap.track == turn.track && gap.xid == turn.xid && gap.turn == process)
+        else {
             return;
         };
         let Some(gap) = self.gaps.get_mut(index) else { return };
         gap.turn = NOBODY;
-        if reached >= gap.to {
+        if reached >= gap.to || mutant!("gap_dropped_early") || (mutant!("gap_growth_lost") && reached >= turn.to) {
             self.gaps.swap_remove(index);
         } else {
-            gap.from = gap.from.max(Position::at(reached.key, reached.tid.saturating_add(1)));
+            let next = if mutant!("gap_not_advanced") { gap.from } else { reached.next() };
+            gap.from = gap.from.max(next);
         }
     }
 
-    /// Gives back a turn whose scan did not finish. Nothing was passed.
+    /// Gives back a turn whose scan passed nothing. A scan that passed a row and then failed calls `finish_scan` with the place it
+    /// had reached (its reserved entries become holes like those of any aborted claim): a guard that it passed may be a hole by now,
+    /// and a row that is a hole must not lie above the cursor.
     pub fn abandon_scan(&mut self, turn: &ScanTurn, process: u32) {
         let keep = self.find_track(turn.track).map(|track| (track.cursor, track.head));
         if let Some((cursor, head)) = keep {
@@ -558,7 +604,8 @@ impl QueueFrontier {
     }
 
     pub fn abandon_gap(&mut self, turn: &GapTurn, process: u32) {
-        if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.track == turn.track && gap.xid == turn.xid && gap.turn == process) {
+        if let Some(gap) = self.gaps.iter_mut().find(|gap| gap.track == turn.track && gap.xid == turn.xid && gap.turn == process)
+        {
             gap.turn = NOBODY;
         }
     }
@@ -589,7 +636,7 @@ impl QueueFrontier {
             }
             before = next;
         }
-        set_next(entry, next_of(before));
+        set_next(entry, if mutant!("push_hole_loses") { NOBODY } else { next_of(before) });
         set_next(before, entry);
     }
 
@@ -610,7 +657,7 @@ impl QueueFrontier {
         self.holes.get(usize::from(priority)).map_or(NO_KEY, |list| list.key)
     }
 
-    /// Unlinks one hole (it was cancelled). Walks the list: a cold path.
+    /// Unlinks one hole (it was cancelled). Walks the list: a cold path. False: a claimer has popped it and it is his; look again.
     pub fn remove_hole(&mut self, priority: u8, entry: u32, links: HoleLinks<'_>) -> bool {
         let Some(list) = self.holes.get_mut(usize::from(priority)) else { return false };
         let next_of = |entry: u32| links.next.get(entry as usize).map_or(NOBODY, |link| link.load(Ordering::Relaxed));
@@ -620,6 +667,9 @@ impl QueueFrontier {
                 break;
             }
             let next = next_of(at);
+            if at == entry && mutant!("hole_not_unlinked") {
+                return true;
+            }
             if at == entry {
                 list.count -= 1;
                 if before == NOBODY {
@@ -637,7 +687,8 @@ impl QueueFrontier {
 
     // ---- rebuild -------------------------------------------------------------------------------------------------------
 
-    /// Puts a track where the log says it stands.
+    /// Puts a track where the log says it stands. `head` counts the rows above the cursor of unfinished (prepared) transactions too;
+    /// those below the cursor are given to `restore_gap`. `last` may be too low in a segment that receives no more rows.
     pub fn restore_track(&mut self, id: TrackId, cursor: Position, head: i64, last: i64) -> Result<(), Refusal> {
         if self.find_track(id).is_none() {
             self.add_track(id)?;

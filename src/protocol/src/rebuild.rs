@@ -111,10 +111,10 @@ impl SegmentFold {
         if self.closed.is_empty() && self.open.is_empty() {
             return Fate::Ready;
         }
-        if let Some((outcome, _)) = self.closed.get(&(job_id, hop)) {
+        if let Some((outcome, _)) = self.closed.get(&(job_id, hop)).filter(|_| !mutant!("closures_ignored")) {
             return Fate::Closed(*outcome);
         }
-        self.open.get(&(job_id, hop)).map_or(Fate::Ready, |claim| Fate::Open(*claim))
+        self.open.get(&(job_id, hop)).filter(|_| !mutant!("claims_ignored")).map_or(Fate::Ready, |claim| Fate::Open(*claim))
     }
 
     pub fn has_evidence(&self) -> bool {
@@ -132,7 +132,7 @@ impl SegmentFold {
                 track.ready += 1;
                 track.lowest = Some(track.lowest.map_or(row.position.key, |lowest| lowest.min(row.position.key)));
             }
-            Fate::Closed(_) if unclaimed => {}
+            Fate::Closed(_) if unclaimed && !mutant!("cursor_from_unclaimed_closures") => {}
             Fate::Open(_) | Fate::Closed(_) => track.cursor = track.cursor.max(Some(row.position)),
         }
         track.running += i64::from(matches!(fate, Fate::Open(_)));
@@ -142,7 +142,9 @@ impl SegmentFold {
     /// After the first pass over all committed rows, with the segment's lock held and all its writers ended: every copy is closed,
     /// each by evidence of its own. The only proof that lets a segment be truncated.
     pub fn is_drained(&self) -> bool {
-        self.tracks.values().all(|track| track.ready == 0 && track.running == 0)
+        self.tracks.values().all(|track| {
+            (track.ready == 0 || mutant!("pruned_with_ready_rows")) && (track.running == 0 || mutant!("pruned_with_running_jobs"))
+        })
     }
 
     /// The same rows again, with what `first_pass` said of each. True: the row is a hole.
@@ -151,7 +153,7 @@ impl SegmentFold {
         if !matches!(fate, Fate::Ready) {
             return false;
         }
-        if track.cursor.is_some_and(|cursor| row.position <= cursor) {
+        if track.cursor.is_some_and(|cursor| row.position <= cursor) && !mutant!("rows_below_cursor_forgotten") {
             return true;
         }
         track.head = Some(track.head.map_or(row.position.key, |head| head.min(row.position.key)));
@@ -189,7 +191,10 @@ mod tests {
         fold.closure(5, 0, Outcome::Cancelled, true);
         let rows = [row(4, 40), row(1, 10), row(3, 30), row(2, 20), row(5, 50)];
         let fates: Vec<Fate> = rows.iter().map(|r| fold.first_pass(r)).collect();
-        assert_eq!(fates, vec![Fate::Ready, Fate::Ready, Fate::Closed(Outcome::Completed), Fate::Open(claim), Fate::Closed(Outcome::Cancelled)]);
+        assert_eq!(
+            fates,
+            vec![Fate::Ready, Fate::Ready, Fate::Closed(Outcome::Completed), Fate::Open(claim), Fate::Closed(Outcome::Cancelled)]
+        );
         let holes: Vec<i64> = rows.iter().zip(&fates).filter(|(r, f)| fold.second_pass(r, f)).map(|(r, _)| r.job_id).collect();
         assert_eq!(holes, vec![1]);
         assert_eq!(fold.standing(8), (Position::at(30, 3), 40, 50));

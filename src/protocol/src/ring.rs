@@ -78,7 +78,7 @@ impl Ring {
             if has(Event::Pruned) {
                 continue;
             }
-            let state = if has(Event::PruneStarted) {
+            let state = if has(Event::PruneStarted) && !mutant!("prune_started_forgotten") {
                 SegmentState::PruneStarted
             } else if Some(row.generation) == newest {
                 SegmentState::Open
@@ -108,7 +108,7 @@ impl Ring {
         if self.segments.len() >= limit.min(LIVE_SEGMENTS) {
             return Rotation::Full;
         }
-        let used = |slot: i32| self.segments.iter().any(|segment| segment.slot == slot);
+        let used = |slot: i32| self.segments.iter().any(|segment| segment.slot == slot) && !mutant!("slot_reused_before_prune");
         match (0..LIVE_SEGMENTS as i32).find(|slot| !used(*slot)) {
             Some(slot) => Rotation::Open { generation, slot },
             None => Rotation::Full,

@@ -28,7 +28,7 @@ impl World {
             if gap.from > gap.to || cursor.is_none_or(|cursor| gap.to > cursor) {
                 self.violation(format!("{gap:?} against cursor {cursor:?}"));
             }
-            if self.steps % 8 == 0 && gaps[..n].iter().any(|other| other.track == gap.track && other.xid == gap.xid) {
+            if self.steps.is_multiple_of(8) && gaps[..n].iter().any(|other| other.track == gap.track && other.xid == gap.xid) {
                 self.violation(format!("two gaps of one transaction in one track: {gap:?}"));
             }
         }
@@ -151,7 +151,8 @@ impl World {
             }
         }
         let running = self.pool.all().filter(|e| e.state == State::Claimed).count();
-        if running != self.held.len() || self.pool.all().any(|e| e.state == State::Claimed && self.held.get(&(e.job_id, e.hop)) != Some(&e.lease))
+        if running != self.held.len()
+            || self.pool.all().any(|e| e.state == State::Claimed && self.held.get(&(e.job_id, e.hop)) != Some(&e.lease))
         {
             self.violation(format!("{running} entries run, the log has {} open attempts, {ready} ready", self.held.len()));
         }
@@ -242,7 +243,11 @@ impl World {
             }
         }
         if let Some(copy) = left.first() {
-            self.violation(format!("{} jobs are never handed out, {copy:?} among them; plan: {:?}", left.len(), self.q.plan(self.now, &[], &[])));
+            self.violation(format!(
+                "{} jobs are never handed out, {copy:?} among them; plan: {:?}",
+                left.len(),
+                self.q.plan(self.now, &[], &[])
+            ));
         }
         // Nothing is left, and the frontier knows it: a claimer would sleep, not spin.
         let plan = self.q.plan(self.now, &[], &[]);

@@ -95,7 +95,13 @@ impl World {
         if c.taken.len() >= c.want {
             return Phase::Append;
         }
-        let ended: Vec<u64> = self.q.gaps().iter().map(|gap| gap.xid).filter(|xid| self.ended_for(sid, *xid) && !c.avoid_gaps.contains(xid)).collect();
+        let ended: Vec<u64> = self
+            .q
+            .gaps()
+            .iter()
+            .map(|gap| gap.xid)
+            .filter(|xid| self.ended_for(sid, *xid) && !c.avoid_gaps.contains(xid))
+            .collect();
         let plan = self.q.plan(self.now, &ended, &c.avoid);
         self.say(|| format!("s{sid} plan {plan:?}"));
         match plan {
@@ -152,7 +158,11 @@ impl World {
     fn next_row(&self, track: TrackId, after: Position, to: Position) -> Option<&Row> {
         let lane = World::lane_number(track);
         let segment = self.segments.get(&track.generation)?;
-        let low = if after == Position::START { Bound::Included((lane, i64::MIN, 0)) } else { Bound::Excluded((lane, after.key, after.tid)) };
+        let low = if after == Position::START {
+            Bound::Included((lane, i64::MIN, 0))
+        } else {
+            Bound::Excluded((lane, after.key, after.tid))
+        };
         if after >= to {
             return None;
         }
@@ -298,7 +308,7 @@ impl World {
                 let mut part = self.pool.part(partition);
                 let Some(found) = part.get_mut(slot) else { return Took::Passed };
                 let foreign = (found.job_id, found.hop) != copy;
-                if found.state != State::Guard && !crate::broken("any_entry_means_somebody_has_it") || foreign {
+                if found.state != State::Guard || foreign {
                     let text = format!("a scan that comes to {copy:?} for the first time finds {found:?}");
                     self.violation(text);
                 }
@@ -346,7 +356,10 @@ impl World {
         let snapshot = self.tx(sid).snapshot;
         // It was popped, so it is nobody else's: whoever wants to cancel it must find it linked.
         let Some(entry) = self.pool.named(name).filter(|entry| entry.state == State::Hole) else {
-            self.violation(format!("the popped hole {name:?} is {:?}", self.pool.entries[name.partition as usize][name.slot as usize]))
+            self.violation(format!(
+                "the popped hole {name:?} is {:?}",
+                self.pool.entries[name.partition as usize][name.slot as usize]
+            ))
         };
         let copy = (entry.job_id, entry.hop);
         let (generation, at) = (entry.generation, (entry.lane, entry.key, entry.tid));

@@ -51,6 +51,7 @@ impl World {
                 self.violation(format!("prune of segment {generation} destroys ({}, {})", row.job, row.hop));
             }
             self.append_ledger(generation, candidate.slot, Event::PruneStarted);
+            self.poisoned.insert(generation);
             let scanned = self.q.tracks().iter().any(|t| t.id.generation == generation && t.has_turn());
             if scanned || self.q.gaps().iter().any(|gap| gap.track.generation == generation && gap.has_turn()) {
                 self.violation(format!("segment {generation} is scanned and nobody holds its lock"));
@@ -132,8 +133,14 @@ impl World {
         }
         let mut rows = Vec::new();
         for row in segment.rows.iter().filter(|row| self.committed(row.xmin)) {
-            let ready =
-                ReadyRow { job_id: row.job, hop: row.hop, lane: row.lane, position: row.position, attempt: row.attempt, max_attempts: 5 };
+            let ready = ReadyRow {
+                job_id: row.job,
+                hop: row.hop,
+                lane: row.lane,
+                position: row.position,
+                attempt: row.attempt,
+                max_attempts: 5,
+            };
             let fate = fold.first_pass(&ready);
             rows.push((row.clone(), ready, fate));
         }
@@ -144,7 +151,12 @@ impl World {
     }
 
     pub fn readable(&self) -> Vec<i64> {
-        self.ring.segments.iter().filter(|s| s.state != SegmentState::PruneStarted).map(|s| s.generation).collect()
+        let live = self.ring.segments.iter().filter(|s| s.state != SegmentState::PruneStarted).map(|s| s.generation);
+        let live: Vec<i64> = live.collect();
+        if let Some(generation) = live.iter().find(|g| self.poisoned.contains(g)) {
+            self.violation(format!("segment {generation} is read while it is truncated"));
+        }
+        live
     }
 
     pub fn finish_build(&mut self) {

@@ -65,7 +65,11 @@ impl World {
         let tx = self.tx(sid);
         // An aborted claim whose callbacks have not run is as unfinished as one in progress.
         let unsettled = |xid| {
-            if crate::broken("aborted_claim_counts_as_settled") { self.status(xid) == Status::Running } else { !self.committed(xid) }
+            if crate::broken("aborted_claim_counts_as_settled") {
+                self.status(xid) == Status::Running
+            } else {
+                !self.committed(xid)
+            }
         };
         decide_exit(entry, lease, outcome, |xid| tx.owns(xid), unsettled)
     }

@@ -48,7 +48,12 @@ impl World {
     pub fn start_again(&mut self, lane: i32, copy: Copy_, attempt: i16) -> Op {
         let run_at = self.now + self.rng.between(-5, 40);
         let priority = Lane::from_number(lane).priority;
-        Op::Produce(Produce { priority, scheduled: true, rows: vec![((copy.0, copy.1 + 1), run_at, attempt)], ..Produce::default() })
+        Op::Produce(Produce {
+            priority,
+            scheduled: true,
+            rows: vec![((copy.0, copy.1 + 1), run_at, attempt)],
+            ..Produce::default()
+        })
     }
 
     pub fn step_produce(&mut self, sid: usize, mut p: Produce) -> Op {

@@ -43,7 +43,7 @@ impl World {
         }
         self.check_step();
         let every = if p.sessions > 20 { 200 } else { 25 };
-        if self.steps % every == 0 {
+        if self.steps.is_multiple_of(every) {
             self.check_full();
         }
     }

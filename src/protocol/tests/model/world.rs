@@ -120,7 +120,10 @@ pub enum Op {
     Finish(Finish),
     Cancel(Cancel),
     /// The transaction's xids are aborted down to this level; the callbacks still run.
-    Undo { level: usize, turn: Option<Turn> },
+    Undo {
+        level: usize,
+        turn: Option<Turn>,
+    },
     /// The transaction is committed; the callbacks still run.
     Settle,
 }
@@ -223,6 +226,8 @@ pub struct World {
     pub prepared: Vec<Tx>,
     /// A build is under way; this generation was opened for producers first (`None`: the ring was full, they wait).
     pub building: Option<Option<i64>>,
+    /// Their truncation has begun: whatever the ledger says, nobody may read them.
+    pub poisoned: HashSet<i64>,
     pub nonce: i64,
     pub lease_counter: i64,
     pub leases: HashSet<i64>,
@@ -294,6 +299,7 @@ impl World {
             sessions: (0..profile.sessions).map(|_| Session::default()).collect(),
             prepared: Vec::new(),
             building: None,
+            poisoned: HashSet::new(),
             nonce: 1,
             lease_counter: 0,
             leases: HashSet::new(),
