@@ -44,6 +44,7 @@ pub fn register() {
         GucFlags::default(),
     );
     if !shmem::preloading() {
+        shmem::reserve_settings(c"awa");
         return;
     }
     let sized = |name: &'static CStr, short: &'static CStr, long: &'static CStr, setting: &'static GucSetting<i32>, low: i32, high: i32| {
@@ -73,6 +74,7 @@ pub fn register() {
         1,
         32_768,
     );
+    shmem::reserve_settings(c"awa");
 }
 
 pub fn asynchronous_claim() -> bool {

@@ -19,6 +19,7 @@ SELECT p.oid::regprocedure AS function,
   JOIN member ON classid = 'pg_proc'::regclass AND objid = p.oid
  ORDER BY p.oid::regprocedure::text COLLATE "C";
 
+\pset format unaligned
 -- Names of arguments and their defaults are an interface: callers use named notation.
 SELECT p.proname, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result
   FROM pg_proc AS p
@@ -34,6 +35,7 @@ SELECT c.relname AS relation, string_agg(a.attname || ' ' || format_type(a.attty
  GROUP BY c.relname
  ORDER BY c.relname COLLATE "C";
 
+\pset format aligned
 -- Hot functions run as the caller and without SET clauses, which cost on each call; all are C.
 SELECT p.oid::regprocedure AS exception
   FROM pg_proc AS p
@@ -69,12 +71,12 @@ SELECT DISTINCT condition AS dumped_in_part
  WHERE extname = 'awa_queue' AND condition <> '';
 
 -- Everything that a user can see is explained.
-SELECT pg_describe_object(classid, objid, 0) AS unexplained
+SELECT pg_describe_object(classid, objid, 0) COLLATE "C" AS unexplained
   FROM member
  WHERE classid IN ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_namespace'::regclass)
    AND obj_description(objid, classid::regclass::name) IS NULL
    AND NOT EXISTS (SELECT FROM pg_class WHERE oid = objid AND relkind IN ('S', 'i', 'c'))
- ORDER BY unexplained COLLATE "C";
+ ORDER BY unexplained;
 
 -- Looking at a fresh database writes nothing and needs no queue.
 SELECT count(*) AS queues FROM awa.queue_counts();

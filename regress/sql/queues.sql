@@ -152,7 +152,9 @@ SELECT args FROM awa.claim('leaving', 10) ORDER BY args;
 BEGIN;
 SELECT awa.create_queue('brief');
 SELECT awa.enqueue('brief', 'k') > 0 AS enqueued;
+\set VERBOSITY sqlstate
 SELECT awa.drop_queue('brief');
+\set VERBOSITY default
 ROLLBACK;
 BEGIN;
 SELECT awa.create_queue('brief');

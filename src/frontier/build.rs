@@ -101,6 +101,7 @@ fn build(frontier: &Frontier) -> Result<()> {
         frontier.with_partition(partition, |entries| entries.reset());
     }
     frontier.in_flight().store(0, Ordering::Release);
+    frontier.prepared().waiting.clear();
     // Far from every other start: no lease of an earlier build, of a copy or of a lost claim can come again.
     let start = xact::random_u64()? >> 2;
     frontier.shared.next_lease[frontier.database].store(start.max(1), Ordering::Release);
@@ -228,6 +229,14 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
             }
         }
     }
+    for (lane, xid, _) in &unfinished {
+        let lane = Lane::from_number(*lane);
+        let Some(place) = places.get(&lane.queue_id).copied() else { continue };
+        let note = notes::Note::Enqueued { queue: place, queue_id: lane.queue_id, sub: lane.sub, rows: 1 };
+        if !notes::note_prepared(&mut frontier.prepared().waiting, *xid, &note) {
+            return Err(too_many_unfinished());
+        }
+    }
     restore_tracks(frontier, fold, places, &unfinished)?;
     // From the highest key down, so that each lands in front of the list.
     holes.sort_unstable_by_key(|hole| std::cmp::Reverse(hole.position));
@@ -275,11 +284,15 @@ fn restore_tracks(
                 .all(|(_, xid, position)| queue.restore_gap(id, GapFound { xid: *xid, from: *position, to: *position }));
         drop(queue);
         if !restored {
-            return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many unfinished transactions hold jobs of one queue")
-                .hint("Commit or roll back prepared transactions; see pg_prepared_xacts."));
+            return Err(too_many_unfinished());
         }
     }
     Ok(())
+}
+
+fn too_many_unfinished() -> Error {
+    Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many unfinished transactions have enqueued jobs")
+        .hint("Commit or roll back prepared transactions; see pg_prepared_xacts.")
 }
 
 fn restore_entry(

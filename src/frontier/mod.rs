@@ -13,6 +13,7 @@ use std::ops::DerefMut;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use awa_protocol::attempt::{Entry, EntryRef, Partition, partition_of};
+use awa_protocol::lane::SubLane;
 use awa_protocol::limits::LIVE_SEGMENTS;
 use awa_protocol::queue::{HoleLinks, QueueFrontier};
 use awa_protocol::ring::SegmentState;
@@ -44,6 +45,8 @@ pub struct Shared {
     in_flight: &'static [AtomicU32],
     /// One for each possible slot of the ring: 1 when claimers must look for tombstones.
     tombstones: &'static [AtomicU32],
+    /// Jobs enqueued by prepared transactions, to be counted when these have ended: COMMIT PREPARED runs no callback.
+    prepared: LwCells<PreparedCell>,
     rings: LwCells<RingCell>,
     queues: LwCells<QueueFrontier>,
     partitions: LwSlices<awa_protocol::attempt::PartitionHead, Entry>,
@@ -70,11 +73,33 @@ pub struct SegmentInfo {
     pub state: SegmentState,
     pub opened_at: i64,
     pub ready: Oid,
+    /// File of `ready`: another one means that the table was rewritten and places of rows are void.
+    pub ready_file: u32,
     pub ready_index: Oid,
     pub claims: Oid,
     pub done: Oid,
     pub closures: Oid,
     pub closures_index: Oid,
+}
+
+/// Prepared transactions with enqueued jobs, of one database, times the sub-lanes they enqueued into.
+pub const PREPARED: usize = 64;
+
+#[derive(Clone, Copy)]
+pub struct Prepared {
+    pub xid: u64,
+    pub queue_id: i32,
+    pub queue: u16,
+    pub sub: SubLane,
+    pub rows: i64,
+}
+
+pub struct PreparedCell {
+    pub waiting: heapless::Vec<Prepared, PREPARED>,
+}
+
+fn nothing_prepared() -> PreparedCell {
+    PreparedCell { waiting: heapless::Vec::new() }
 }
 
 pub struct RingCell {
@@ -112,6 +137,7 @@ impl Layout for Shared {
             next_lease: carver.atomics_u64(databases),
             in_flight: carver.atomics_u32(databases),
             tombstones: carver.atomics_u32(databases * LIVE_SEGMENTS),
+            prepared: carver.cells(databases, nothing_prepared),
             rings: carver.cells(databases, empty_ring),
             queues: carver.cells(databases * queues_each, QueueFrontier::empty),
             partitions: carver.slices(
@@ -220,10 +246,6 @@ impl Frontier {
         self.word
     }
 
-    pub fn database(&self) -> usize {
-        self.database
-    }
-
     // ---- queues --------------------------------------------------------------------------------------------------------
 
     pub fn queue_slots(&self) -> u16 {
@@ -324,6 +346,10 @@ impl Frontier {
         self.shared.next_lease[self.database].fetch_add(count, Ordering::Relaxed) as i64
     }
 
+    pub fn prepared(&self) -> impl DerefMut<Target = PreparedCell> + use<> {
+        self.shared.prepared.at(self.database)
+    }
+
     // ---- ring ----------------------------------------------------------------------------------------------------------
 
     pub fn open_generation(&self) -> i64 {
@@ -407,6 +433,16 @@ impl Frontier {
 }
 
 impl Shared {
+    fn forget_dropped_databases(&self) {
+        for identity in self.identity {
+            let seen = identity.load(Ordering::Acquire);
+            if seen != 0 && !xact::database_exists((seen >> 32) as u32) {
+                // Lost races are harmless: somebody else has freed or taken the place.
+                let _ = identity.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+            }
+        }
+    }
+
     fn builds_sleeper(&self, database: usize) -> CondVar {
         self.builds.at(database)
     }
@@ -417,6 +453,7 @@ impl Shared {
         if let Some(database) = find(&|identity| identity == mine) {
             return Ok(database);
         }
+        self.forget_dropped_databases();
         let _held = self.allocation.at(0);
         let same_database = |identity: u64| identity >> 32 == mine >> 32;
         let place = find(&|identity| identity == mine).or_else(|| find(&same_database)).or_else(|| find(&|identity| identity == 0));

@@ -13,13 +13,14 @@ use awa_protocol::limits::GAPS_PER_SCAN;
 use awa_protocol::queue::{Counts, Existence, GapFound, GapTurn, ScanTurn, Settings, Totals};
 use pgrx::PgSqlErrorCode as Code;
 
-use super::{Frontier, SegmentInfo};
+use super::{Frontier, Prepared, SegmentInfo};
 use crate::error::{Error, Result};
+use crate::pg::scan::{XidState, xid_state};
 use crate::pg::xact;
 
 #[derive(Clone, Copy)]
 pub enum Note {
-    Enqueued { queue: u16, sub: SubLane, rows: i64 },
+    Enqueued { queue: u16, queue_id: i32, sub: SubLane, rows: i64 },
     /// `published`: the cursor has passed the row, so an abort makes it a hole; otherwise the entry just goes.
     Claimed { entry: EntryRef, queue: u16, sub: SubLane, published: bool },
     Closing { entry: EntryRef, queue: u16, outcome: Outcome },
@@ -83,8 +84,8 @@ pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
 pub fn push(note: Note) {
     let sub = xact::current_subxact();
     NOTES.with_borrow_mut(|notes| {
-        if let (Note::Enqueued { queue, sub: lane, rows }, Some(last)) = (note, notes.last_mut())
-            && let Note::Enqueued { queue: last_queue, sub: last_lane, rows: last_rows } = &mut last.note
+        if let (Note::Enqueued { queue, sub: lane, rows, .. }, Some(last)) = (note, notes.last_mut())
+            && let Note::Enqueued { queue: last_queue, sub: last_lane, rows: last_rows, .. } = &mut last.note
             && last.sub == sub
             && *last_queue == queue
             && *last_lane == lane
@@ -256,13 +257,62 @@ fn on_pre_prepare() -> Result<()> {
         .detail("Only enqueued jobs may be part of a prepared transaction.")
         .hint("Commit the transaction in one phase."));
     }
+    let Some(frontier) = FRONTIER.get().filter(Frontier::is_current) else { return Ok(()) };
+    settle_prepared(&frontier);
+    let Some(xid) = xact::top_xid_if_any() else { return Ok(()) };
+    let full = {
+        let mut cell = frontier.prepared();
+        NOTES.with_borrow(|notes| !notes.iter().all(|noted| note_prepared(&mut cell.waiting, xid, &noted.note)))
+    };
+    if full {
+        frontier.prepared().waiting.retain(|entry| entry.xid != xid);
+        return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many prepared transactions have enqueued jobs")
+            .detail(format!("At most {} are followed at the same time.", super::PREPARED))
+            .hint("Commit or roll back prepared transactions; see pg_prepared_xacts."));
+    }
     Ok(())
+}
+
+pub fn note_prepared(waiting: &mut heapless::Vec<Prepared, { super::PREPARED }>, xid: u64, note: &Note) -> bool {
+    let Note::Enqueued { queue, queue_id, sub, rows } = *note else { return true };
+    match waiting.iter_mut().find(|entry| entry.xid == xid && entry.queue_id == queue_id && entry.sub == sub) {
+        Some(entry) => {
+            entry.rows += rows;
+            true
+        }
+        None => waiting.push(Prepared { xid, queue_id, queue, sub, rows }).is_ok(),
+    }
+}
+
+/// Counts the jobs of prepared transactions that have ended since. Not for callbacks: it asks for the state of transactions.
+pub fn settle_prepared(frontier: &Frontier) {
+    let mut known: heapless::Vec<Prepared, { super::PREPARED }> = heapless::Vec::new();
+    let _ = known.extend_from_slice(&frontier.prepared().waiting);
+    for entry in known {
+        let state = xid_state(entry.xid);
+        if matches!(state, XidState::InProgress | XidState::Own) {
+            continue;
+        }
+        let mut cell = frontier.prepared();
+        let Some(index) = cell.waiting.iter().position(|now| now.xid == entry.xid && now.queue_id == entry.queue_id && now.sub == entry.sub)
+        else {
+            continue;
+        };
+        cell.waiting.swap_remove(index);
+        drop(cell);
+        let mut queue = frontier.queue(entry.queue);
+        if state == XidState::Committed && queue.queue_id == entry.queue_id && queue.existence != Existence::Free {
+            *waiting(&mut queue.counts, entry.sub) += entry.rows;
+            queue.totals.enqueued += entry.rows as u64;
+        }
+    }
 }
 
 /// The rows stay in progress until COMMIT PREPARED, which runs no callback: a claimer that meets them keeps a gap.
 fn on_prepare() {
     finish_session_state();
     NOTES.with_borrow_mut(Vec::clear);
+    FRONTIER.set(None);
 }
 
 fn finish_session_state() {
@@ -400,7 +450,7 @@ pub fn waiting(counts: &mut Counts, sub: SubLane) -> &mut i64 {
 
 fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
     match note {
-        Note::Enqueued { queue, sub, rows } => {
+        Note::Enqueued { queue, sub, rows, .. } => {
             let change = tally.of(queue);
             *waiting(&mut change.counts, sub) += rows;
             change.totals.enqueued += rows as u64;

@@ -104,7 +104,7 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
                 continue;
             }
         }
-        notes::push(notes::Note::Enqueued { queue: queue.place, sub, rows: chunk.len() as i64 });
+        notes::push(notes::Note::Enqueued { queue: queue.place, queue_id: queue.queue_id, sub, rows: chunk.len() as i64 });
         let mut rows = Vec::with_capacity(chunk.len());
         for (entry, key) in chunk.iter_mut().zip(keys) {
             entry.key = key;

@@ -12,7 +12,7 @@ use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
 use crate::error::Result;
-use crate::frontier::{Frontier, SegmentInfo};
+use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::handle;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel};
@@ -22,6 +22,7 @@ use crate::store::evidence::{self, ClaimTerms, Reader};
 use crate::store::{datum, kinds, ready, segments};
 
 pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_>) -> Result<()> {
+    notes::settle_prepared(frontier);
     if let Some(name) = name {
         handle::resolve(frontier, name)?;
     }
@@ -49,6 +50,7 @@ pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_
 }
 
 pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
+    notes::settle_prepared(frontier);
     for place in 0..frontier.queue_slots() {
         let (shown, totals, holes, gaps, oldest, waiters) = {
             let queue = frontier.queue(place);

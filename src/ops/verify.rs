@@ -138,6 +138,7 @@ struct Comparison {
 
 fn compare(frontier: &Frontier) -> Result<Differences> {
     let mut differences = Differences::new();
+    notes::settle_prepared(frontier);
     let live = snapshot(frontier);
     let entries = entries(frontier, &mut differences);
     let mut comparison = Comparison {

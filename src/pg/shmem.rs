@@ -70,6 +70,20 @@ pub fn preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// From `_PG_init`, after all settings are defined: a misspelt one with this prefix is refused.
+pub fn reserve_settings(prefix: &'static CStr) {
+    // SAFETY: a static string. May raise (out of memory): unwinds.
+    #[cfg(feature = "pg14")]
+    unsafe {
+        pg_sys::EmitWarningsOnPlaceholders(prefix.as_ptr());
+    }
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg14"))]
+    unsafe {
+        pg_sys::MarkGUCPrefixReserved(prefix.as_ptr());
+    }
+}
+
 /// From `_PG_init`, after the settings are defined. Fails if the library is not being preloaded.
 pub fn register<L: Layout>() -> Result<()> {
     // SAFETY: a plain read of a process-local global; cannot raise.

@@ -52,6 +52,12 @@ pub fn refuse_recovery(what: &str) -> Result<()> {
     Ok(())
 }
 
+/// Is there a database with this OID? Reads the catalog.
+pub fn database_exists(oid: u32) -> bool {
+    // SAFETY: inside a transaction. May raise (catalog read): unwinds, nothing is held. The name is palloc'd.
+    !unsafe { pg_sys::get_database_name(pg_sys::Oid::from(oid)) }.is_null()
+}
+
 /// This transaction's commit waits for its flush, whatever the settings say.
 pub fn force_synchronous_commit() {
     // SAFETY: sets a backend-local flag, which the end of the transaction resets; cannot raise.

@@ -5,7 +5,9 @@
 
 use pgrx::pg_sys::Datum;
 
-use crate::error::Result;
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
 use crate::frontier::SegmentInfo;
 use crate::pg::append::Append;
 use crate::pg::rel::{Index, Lock, Rel};
@@ -66,6 +68,14 @@ impl NewEntry {
 pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
     let rel = Rel::open(segment.ready, Lock::RowExclusive)?;
     rel.check_native()?;
+    if rel.file_number() != segment.ready_file {
+        return Err(Error::new(
+            Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("relation \"{}\" was rewritten while the queue was in use", rel.name()),
+        )
+        .detail("VACUUM FULL, CLUSTER, TRUNCATE and some forms of ALTER TABLE move its rows; the working state speaks of the old places.")
+        .hint("Call awa.rebuild()."));
+    }
     Ok(rel)
 }
 

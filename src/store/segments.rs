@@ -84,12 +84,14 @@ pub fn locate(segment: &Segment) -> Result<SegmentInfo> {
                 .hint("Restore the table from a backup; jobs of this segment are in it.")
         })
     };
+    let ready = find(format!("ready_entries_{slot}"))?;
     Ok(SegmentInfo {
         generation: segment.generation,
         slot,
         state: segment.state,
         opened_at: segment.opened_at,
-        ready: find(format!("ready_entries_{slot}"))?,
+        ready,
+        ready_file: rel::Rel::open(ready, rel::Lock::AccessShare)?.file_number(),
         ready_index: find(format!("ready_entries_{slot}_lane_key_idx"))?,
         claims: find(format!("lease_claims_{slot}"))?,
         done: find(format!("done_entries_{slot}"))?,

@@ -188,7 +188,7 @@ impl World {
         if bound || known.is_some() || status == Status::Running {
             if let Some(known) = known {
                 scan.gaps[known].to = row.position;
-            } else {
+            } else if !(bound && crate::broken("gap_of_inserter_not_widened")) {
                 let inserters = &scan.turn.inserters;
                 let new = scan.gaps.iter().filter(|gap| inserters.iter().all(|i| i.xid != gap.xid)).count();
                 if !bound && inserters.len() + new + 1 > scan.turn.gap_room {
@@ -367,11 +367,11 @@ impl World {
         let Some(row) = row.filter(|row| (row.job, row.hop) == copy) else {
             self.violation(format!("hole {copy:?} has no row"));
         };
-        if let (Status::Committed(at), Some(seen)) = (self.status(row.xmin), snapshot) {
-            if at > seen {
-                self.make_hole(name);
-                return Phase::Append;
-            }
+        if let (Status::Committed(at), Some(seen)) = (self.status(row.xmin), snapshot)
+            && at > seen
+        {
+            self.make_hole(name);
+            return Phase::Append;
         }
         self.tx_mut(sid).locks.insert(generation);
         if let Some(entry) = self.pool.named(name) {

@@ -11,7 +11,7 @@
 //! | 4 | the pointer is read, then locked, then checked in the registration; rotation and prune between | no_recheck_of_open_segment, slot_reused_before_prune, pruned_with_ready_rows, pruned_with_running_jobs |
 //! | 5 | prune in three steps, a crash between any two | prune_started_forgotten |
 //! | 6 | registrations at any point of a scan | inserters_ignored, register_below_horizon, horizon_not_published, fresh_not_applied, unseen_inserters_forgotten, awaited_not_applied |
-//! | 7 | a producer sleeps between any two rows | gap_*, two_gap_turns, inserter_range_from_below_cursor, committed_rows_of_inserters_taken |
+//! | 7 | a producer sleeps between any two rows | gap_*, two_gap_turns, inserter_range_from_below_cursor, committed_rows_of_inserters_taken, gap_of_inserter_not_widened |
 //! | 8 | errors while registered, to a savepoint or to the top | deregister_wrong_one |
 //! | 10 | retries go into the open segment by ordinary registration | register_below_horizon |
 //! | 12 | asynchronous claims lost by a crash; workers come back with old leases | lease_ignored, nonce_is_kept |

@@ -51,6 +51,7 @@ const PROTOCOL: &[(&str, u32)] = &[
 const CALLERS: &[(&str, u32)] = &[
     ("no_recheck_of_open_segment", 4),
     ("committed_rows_of_inserters_taken", 7),
+    ("gap_of_inserter_not_widened", 7),
     ("unseen_rows_become_gaps", 24),
     ("abandon_after_reserving", 1),
     ("no_tombstone_probe", 1),
