@@ -130,7 +130,7 @@ CREATE TYPE awa.job_result AS (
 );
 
 CREATE FUNCTION awa.complete(job_id bigint, run_lease bigint) RETURNS text
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_complete';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_complete';
 
 CREATE FUNCTION awa.complete_many(job_ids bigint[], run_leases bigint[]) RETURNS SETOF awa.job_result
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 64 AS 'MODULE_PATHNAME', 'awa_complete_many';
@@ -155,16 +155,16 @@ CREATE FUNCTION awa.fail(
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_fail';
 
 CREATE FUNCTION awa.snooze(job_id bigint, run_lease bigint, delay interval) RETURNS text
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_snooze';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_snooze';
 
 CREATE FUNCTION awa.heartbeat(job_id bigint, run_lease bigint) RETURNS boolean
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_heartbeat';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_heartbeat';
 
 CREATE FUNCTION awa.heartbeat_many(job_ids bigint[], run_leases bigint[]) RETURNS SETOF awa.job_result
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 64 AS 'MODULE_PATHNAME', 'awa_heartbeat_many';
 
 CREATE FUNCTION awa.extend(job_id bigint, run_lease bigint, by interval) RETURNS timestamptz
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_extend';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_extend';
 
 CREATE PROCEDURE awa.wait(queue text, timeout interval DEFAULT '30 seconds')
     LANGUAGE c AS 'MODULE_PATHNAME', 'awa_wait';
@@ -198,13 +198,13 @@ CREATE FUNCTION awa.alter_queue(
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_alter_queue';
 
 CREATE FUNCTION awa.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_drop_queue';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_drop_queue';
 
 CREATE FUNCTION awa.pause_queue(queue text) RETURNS void
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_pause_queue';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_pause_queue';
 
 CREATE FUNCTION awa.resume_queue(queue text) RETURNS void
-    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_resume_queue';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_resume_queue';
 
 CREATE FUNCTION awa.cancel(job_id bigint, reason text DEFAULT NULL) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_cancel';

@@ -69,7 +69,7 @@ pub fn register() {
     sized(
         c"awa.max_queues",
         c"Queues of one database.",
-        c"Sizes shared memory, about 30 kB each. Takes hold at server start.",
+        c"Sizes shared memory, about 80 kB each. Takes hold at server start.",
         &MAX_QUEUES,
         1,
         32_768,

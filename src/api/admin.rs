@@ -61,7 +61,7 @@ fn alter_queue(call: &mut Call<'_>) -> Result<Ret> {
 fn drop_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.drop_queue()")?;
     let frontier = Frontier::attach(call)?;
-    queues::drop(&frontier, &queue_name(call)?, call.bool(1).unwrap_or(false))?;
+    queues::drop(&frontier, &queue_name(call)?, validate::not_null(call.bool(1), "force")?)?;
     Ok(Ret::Void)
 }
 

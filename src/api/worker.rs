@@ -130,7 +130,7 @@ fn snooze(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.snooze()")?;
     let frontier = Frontier::attach(call)?;
     let (job_id, lease) = ids(call)?;
-    let delay = validate::duration(call.interval_us(2), "delay")?;
+    let delay = validate::duration(Some(validate::not_null(call.interval_us(2), "delay")?), "delay")?;
     let answer = exits::snooze(&frontier, job_id, lease, delay)?.or_raise(job_id, lease)?;
     Ok(Ret::text(answer.name()))
 }
@@ -154,7 +154,7 @@ fn heartbeat_many(call: &mut Call<'_>) -> Result<Ret> {
 fn extend(call: &mut Call<'_>) -> Result<Ret> {
     let frontier = Frontier::attach(call)?;
     let (job_id, lease) = ids(call)?;
-    let by = validate::duration(call.interval_us(2), "by")?;
+    let by = validate::duration(Some(validate::not_null(call.interval_us(2), "by")?), "by")?;
     match exits::extend(&frontier, job_id, lease, by) {
         Some(deadline) => Ok(Ret::i64(deadline)),
         None => Answer::Stale.or_raise(job_id, lease).map(|_| Ret::Null),

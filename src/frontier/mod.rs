@@ -224,6 +224,16 @@ impl Frontier {
         self.state().load(Ordering::Acquire) == self.word
     }
 
+    /// To be asked after a lock on a segment was waited for: a rebuild may have come first, and what this call has read of the
+    /// frontier is void.
+    pub fn check_current(&self) -> Result<()> {
+        if self.is_current() {
+            return Ok(());
+        }
+        Err(Error::new(Code::ERRCODE_T_R_SERIALIZATION_FAILURE, "the working state of the queue was rebuilt during this call")
+            .hint("Run the transaction again."))
+    }
+
     fn attach_slowly() -> Result<Self> {
         let shared = shared()?;
         notes::register_callbacks();

@@ -134,7 +134,7 @@ pub fn set_waiting(queue: Option<u16>) {
 
 /// The regular end of a wait.
 pub fn leave_waiting(frontier: &Frontier) {
-    if let Some(queue) = WAITING.take() {
+    if let Some(queue) = WAITING.take().filter(|_| frontier.is_current()) {
         let mut queue = frontier.queue(queue);
         queue.waiters = queue.waiters.saturating_sub(1);
     }
@@ -331,7 +331,16 @@ fn finish_session_state() {
     }
     leave_waiting(&frontier);
     settle_promise(&frontier);
+    drop_unpublished(&frontier);
     end_turn(&frontier);
+}
+
+/// A row that was reserved and not passed yet: its entry goes before the turn does, or the next scan would take it for somebody's.
+fn drop_unpublished(frontier: &Frontier) {
+    let last = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| matches!(noted.note, Note::Claimed { published: false, .. })));
+    if let Some(Noted { note: Note::Claimed { entry, .. }, .. }) = last {
+        drop_entry(frontier, entry);
+    }
 }
 
 fn on_sub_commit(mine: u32, parent: u32) {

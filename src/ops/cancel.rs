@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, build, notes};
 use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
 use crate::pg::rel::{Lock, Rel};
-use crate::pg::scan::{HeapScan, RowState, XidState, is_own, xid_state};
+use crate::pg::scan::{HeapScan, RowState, is_own};
 use crate::pg::xact;
 use crate::store::evidence::{self, Closure};
 use crate::store::{errors, ready};
@@ -50,8 +50,7 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
                 None => continue,
             }
         };
-        let in_progress = |xid| matches!(xid_state(xid), XidState::InProgress);
-        match decide_exit(&entry, None, Outcome::Cancelled, is_own, in_progress) {
+        match decide_exit(&entry, None, Outcome::Cancelled, is_own, exits::is_unsettled) {
             Exit::Stale => xact::check_for_interrupts(),
             Exit::Already | Exit::Conflict(_) => return Ok(Cancelled::AlreadyFinished),
             Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
@@ -191,6 +190,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     notes::push(notes::Note::Guard { entry: name, queue: place, sub: lane.sub, was_hole: false });
     // The guard stands: whatever had happened to this copy before is in the evidence by now.
     let ready = ready::open_for_write(&found.segment)?;
+    frontier.check_current()?;
     let closed = build::read_evidence(&found.segment, true)?.fold;
     let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
     if !newest || closed.fate(job_id, head.hop) != awa_protocol::rebuild::Fate::Ready {

@@ -92,6 +92,7 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
     loop {
         let segment = frontier.open_segment()?;
         let rel = ready::open_for_write(&segment)?;
+        frontier.check_current()?;
         let index = ready::open_index(&rel, &segment)?;
         let indexes = [index];
         let mut writer = Append::new(&rel, &indexes)?;

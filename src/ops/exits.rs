@@ -20,7 +20,7 @@ use crate::ops::enqueue;
 use crate::ops::handle::Queue;
 use crate::ops::taking::is_row_of;
 use crate::pg::rel::Rel;
-use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, is_own, xid_state};
+use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
 use crate::store::evidence::{self, Closure, Copies};
 use crate::store::ready::{self, NewEntry};
@@ -73,6 +73,12 @@ impl Answer {
 pub const CLAIM_COMMIT_WAITS: u32 = 100;
 pub const CLAIM_COMMIT_WAIT_MS: i64 = 1;
 
+/// Is the claim's transaction unfinished, or aborted a moment ago, its entry about to be given back? An entry that has outlived a
+/// million transactions is settled: its claim is not looked up in a commit log that may be gone.
+pub fn is_unsettled(claim_xid: u64) -> bool {
+    next_full_xid().saturating_sub(claim_xid) < 1_000_000 && xid_state(claim_xid) != XidState::Committed
+}
+
 /// Marks the attempt as ending by this transaction. `Ok(Err(answer))`: it is not for this caller to end.
 fn begin(frontier: &Frontier, job_id: i64, lease: i64, outcome: Outcome) -> Result<std::result::Result<(EntryRef, Entry), Answer>> {
     let partition = frontier.partition_of(job_id);
@@ -85,8 +91,7 @@ fn begin(frontier: &Frontier, job_id: i64, lease: i64, outcome: Outcome) -> Resu
             entries.get(slot).map(|entry| (EntryRef { partition, slot, stamp }, *entry))
         });
         let Some((name, entry)) = found else { return Ok(Err(Answer::Stale)) };
-        let in_progress = |xid| matches!(xid_state(xid), XidState::InProgress);
-        match decide_exit(&entry, Some(lease), outcome, is_own, in_progress) {
+        match decide_exit(&entry, Some(lease), outcome, is_own, is_unsettled) {
             Exit::Stale => return Ok(Err(Answer::Stale)),
             Exit::Already => return Ok(Err(Answer::Already)),
             Exit::Conflict(other) => return Ok(Err(Answer::Conflict(other))),
@@ -146,6 +151,7 @@ pub fn segment_of(frontier: &Frontier, generation: i64) -> Result<(SegmentInfo, 
         Error::new(Code::ERRCODE_INTERNAL_ERROR, format!("generation {generation} of the ring is gone while one of its jobs runs"))
     })?;
     let ready = ready::open_for_write(&segment)?;
+    frontier.check_current()?;
     Ok((segment, ready))
 }
 

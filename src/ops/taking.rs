@@ -10,6 +10,7 @@ use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
 use awa_protocol::lane::{Lane, Position, SubLane};
 use awa_protocol::limits::GAPS_PER_SCAN;
 use awa_protocol::queue::{GapFound, Plan, QueueFrontier, TrackId};
+use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
 use crate::error::Result;
@@ -17,7 +18,7 @@ use crate::frontier::notes::{self, Held, Note, Turn};
 use crate::frontier::{Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
 use crate::pg::rel::{Index, Lock, Rel};
-use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, XidState, visible_to_caller, xid_state};
+use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
 use crate::pg::xact;
 use crate::store::ready;
 
@@ -30,7 +31,6 @@ pub struct OpenSegment {
 
 /// One job taken, with what the worker is given.
 pub struct Taken {
-    pub entry: EntryRef,
     pub generation: i64,
     pub head: ready::Head,
     pub lease: i64,
@@ -97,7 +97,7 @@ impl<'f> Taker<'f> {
 
     pub fn run(&mut self) -> Result<()> {
         let mut waits = 0;
-        while self.taken.len() < self.limit && !self.pool_is_full {
+        while self.taken.len() < self.limit {
             let ended = self.ended_gaps();
             let plan = self.with_queue(|queue, this| {
                 this.queue.is_usable(queue).then(|| queue.plan(this.terms.now, &ended, &this.avoid))
@@ -146,8 +146,7 @@ impl<'f> Taker<'f> {
         let mut xids: Vec<u64> = Vec::new();
         let waiting = self.with_queue(|queue, _| queue.gap_xids());
         for xid in waiting {
-            let ended = matches!(xid_state(xid), XidState::Committed | XidState::Aborted);
-            if ended && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
+            if has_ended(xid) && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
                 xids.push(xid);
             }
         }
@@ -160,8 +159,10 @@ impl<'f> Taker<'f> {
         }
         let Some(info) = self.frontier.segment(generation) else { return Ok(None) };
         let rel = ready::open_for_write(&info)?;
+        self.frontier.check_current()?;
         // The lock is ours now: the segment must still be what we took it for.
-        if self.frontier.segment(generation).is_none_or(|now| now.slot != info.slot) {
+        let usable = |now: SegmentInfo| now.slot == info.slot && now.state != SegmentState::PruneStarted;
+        if !self.frontier.segment(generation).is_some_and(usable) {
             return Ok(None);
         }
         let index = ready::open_index(&rel, &info)?;
@@ -231,7 +232,9 @@ impl<'f> Taker<'f> {
             let passed = match row.state() {
                 RowState::Dead => true,
                 RowState::Own(xid) | RowState::InProgress(xid) => note_gap(xid, position, room),
-                RowState::Committed if self.is_left_to_gap(&row, appending) => note_gap(row.xmin_full(), position, room),
+                RowState::Committed if Self::is_left_to_gap(&row, appending) => note_gap(row.xmin_full(), position, room),
+                // The caller's snapshot does not show this row: others will take it, this call goes no further here.
+                RowState::Committed if self.snapshot_bound && !row.visible_to_caller() => false,
                 RowState::Committed => match self.reserve(segment, &row, track.sub)? {
                     Reserved::Yes => {
                         notes::publish_last();
@@ -246,7 +249,7 @@ impl<'f> Taker<'f> {
             };
             if !passed {
                 reached.next_head = key;
-                reached.stuck = !self.pool_is_full;
+                reached.stuck = true;
                 break;
             }
             reached.cursor = position;
@@ -264,11 +267,9 @@ impl<'f> Taker<'f> {
         Ok(reached)
     }
 
-    /// Rows of a transaction that this scan knows as a gap stay with the gap, even if it has committed since; rows that the caller's
-    /// snapshot does not show are left for others.
-    fn is_left_to_gap(&self, row: &RawRow<'_>, appending: &[u64]) -> bool {
-        let known = !appending.is_empty() && appending.contains(&row.xmin_full());
-        known || is_gap_of_turn(row) || (self.snapshot_bound && !row.visible_to_caller())
+    /// Rows of a transaction that this scan knows as a gap stay with the gap, even if it has committed since.
+    fn is_left_to_gap(row: &RawRow<'_>, appending: &[u64]) -> bool {
+        (!appending.is_empty() && appending.contains(&row.xmin_full())) || is_gap_of_turn(row)
     }
 
     // ---- gaps ----------------------------------------------------------------------------------------------------------
@@ -308,6 +309,7 @@ impl<'f> Taker<'f> {
                     Reserved::No => {}
                     Reserved::PoolFull => {
                         self.pool_is_full = true;
+                        self.avoid_gaps.push(xid);
                         reached = last_done;
                         break;
                     }
@@ -392,18 +394,15 @@ impl<'f> Taker<'f> {
             notes::promise(1);
             return Ok(Reserved::No);
         }
-        self.taken.push(copy_row(row, name, segment.info.generation, head, lease));
+        self.taken.push(copy_row(row, segment.info.generation, head, lease));
         Ok(Reserved::Yes)
     }
 
     // ---- holes ---------------------------------------------------------------------------------------------------------
 
     fn take_holes(&mut self, priority: u8, until: i64) -> Result<()> {
-        let wanted = (self.limit - self.taken.len()).min(notes::promised() as usize);
-        if wanted == 0 {
-            self.pool_is_full = true;
-            return Ok(());
-        }
+        // A hole has a place of its own: a pool full of holes must not keep anybody from taking them.
+        let wanted = self.limit - self.taken.len();
         notes::reserve(self.frontier, wanted)?;
         let xid = self.xid();
         let mut popped: Vec<(EntryRef, Entry)> = Vec::with_capacity(wanted);
@@ -448,7 +447,7 @@ impl<'f> Taker<'f> {
                 if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head_of(entry))? {
                     false
                 } else {
-                    self.take_hole_row(&segment, name, entry)?
+                    self.take_hole_row(&segment, entry)?
                 }
             }
         };
@@ -460,12 +459,12 @@ impl<'f> Taker<'f> {
         Ok(())
     }
 
-    fn take_hole_row(&mut self, segment: &OpenSegment, name: EntryRef, entry: &Entry) -> Result<bool> {
+    fn take_hole_row(&mut self, segment: &OpenSegment, entry: &Entry) -> Result<bool> {
         let mut fetch = TidFetch::begin(&segment.rel);
         if let Some(row) = fetch.fetch(entry.tid)
             && is_row_of(&row, entry)
         {
-            self.taken.push(copy_row(&row, name, entry.generation, ready::head(&row), entry.lease));
+            self.taken.push(copy_row(&row, entry.generation, ready::head(&row), entry.lease));
             return Ok(true);
         }
         let mut scan = IndexScan::begin(&segment.rel, &segment.index, entry.lane, entry.key)?;
@@ -474,7 +473,7 @@ impl<'f> Taker<'f> {
                 break;
             }
             if is_row_of(&row, entry) {
-                self.taken.push(copy_row(&row, name, entry.generation, ready::head(&row), entry.lease));
+                self.taken.push(copy_row(&row, entry.generation, ready::head(&row), entry.lease));
                 return Ok(true);
             }
         }
@@ -513,6 +512,7 @@ fn note_gap(xid: u64, position: Position, room: usize) -> bool {
             return true;
         }
         if let Some(found) = turn.inserters.iter_mut().find(|found| found.xid == xid) {
+            found.from = found.from.min(position);
             found.to = found.to.max(position);
             return true;
         }
@@ -564,9 +564,8 @@ fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
     Ok(false)
 }
 
-fn copy_row(row: &RawRow<'_>, entry: EntryRef, generation: i64, head: ready::Head, lease: i64) -> Taken {
+fn copy_row(row: &RawRow<'_>, generation: i64, head: ready::Head, lease: i64) -> Taken {
     Taken {
-        entry,
         generation,
         head,
         lease,

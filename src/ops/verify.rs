@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
-use crate::pg::scan::{HeapScan, RowState};
+use crate::pg::scan::{HeapScan, RowState, has_ended};
 use crate::store::datum;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +79,12 @@ fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
             (queue.existence != Existence::Free).then(|| (queue.queue_id, queue.name().to_vec()))
         })
         .collect()
+}
+
+/// Its claim or its end is not committed: the log cannot say the same yet.
+fn is_on_its_way(entry: &Entry) -> bool {
+    let unfinished = |xid: u64| xid != 0 && !has_ended(xid);
+    unfinished(entry.close_xid) || (entry.state == State::Claimed && unfinished(entry.claim_xid))
 }
 
 /// What the frontier says of a queue, copied out under its lock.
@@ -208,6 +214,9 @@ impl Comparison {
 
     fn judge(&mut self, info: &SegmentInfo, row: &ReadyRow, fate: &Fate, xmin: u64) {
         let entry = self.entries.remove(&(row.job_id, row.hop));
+        if entry.as_ref().is_some_and(is_on_its_way) {
+            return;
+        }
         match fate {
             Fate::Closed(_) => {
                 if entry.is_some() {
@@ -261,7 +270,7 @@ impl Comparison {
     /// Entries for which the log has no row.
     fn leftovers(&mut self) {
         let rest: Vec<Entry> = self.entries.drain().map(|(_, entry)| entry).collect();
-        for entry in rest {
+        for entry in rest.into_iter().filter(|entry| !is_on_its_way(entry)) {
             let key =
                 Key { problem: "in_flight_without_row", queue_id: Lane::from_number(entry.lane).queue_id, job_id: entry.job_id, hop: entry.hop };
             self.differences.insert(key, format!("the frontier has {:?} in generation {}", entry.state, entry.generation));

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frontier::{Frontier, notes, wait_event};
 use crate::ops::handle::{self, Queue};
 use crate::pg::call::Call;
-use crate::pg::scan::{XidState, xid_state};
+use crate::pg::scan::has_ended;
 use crate::pg::wait::leave_snapshot;
 use crate::pg::xact;
 
@@ -48,7 +48,7 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
 fn next_look(frontier: &Frontier, queue: Queue) -> Option<i64> {
     let now = xact::now();
     let xids = frontier.queue(queue.place).gap_xids();
-    let ended: Vec<u64> = xids.iter().copied().filter(|xid| matches!(xid_state(*xid), XidState::Committed | XidState::Aborted)).collect();
+    let ended: Vec<u64> = xids.iter().copied().filter(|xid| has_ended(*xid)).collect();
     let (plan, has_gaps) = {
         let held = frontier.queue(queue.place);
         if !queue.is_usable(&held) {

@@ -278,7 +278,7 @@ impl<'c> Call<'c> {
 
     /// By-reference elements point into the detoasted array; they live as long as the call.
     pub fn array_datums(&self, n: usize, element: Oid) -> Result<Option<Vec<Option<Datum>>>> {
-        self.datum(n).map(|d| super::array::array_elements(d, element)).transpose()
+        self.datum(n).map(|d| array_elements(d, element)).transpose()
     }
 
     fn array_of<T>(&self, n: usize, element: Oid, f: fn(Datum) -> T) -> Result<Option<Vec<Option<T>>>> {

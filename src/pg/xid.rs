@@ -28,6 +28,17 @@ pub fn is_own(xid: FullXid) -> bool {
     unsafe { raw::TransactionIdIsCurrentTransactionId(pg_sys::TransactionId::from(xid as u32)) }
 }
 
+/// Has this transaction ended, one way or the other? Asks no commit log, so it may be of any age.
+pub fn has_ended(xid: FullXid) -> bool {
+    let next = next_full_xid();
+    if next.saturating_sub(xid) > 1 << 30 {
+        // The server refuses new ids long before a running transaction gets this old.
+        return true;
+    }
+    // SAFETY: reads shared memory and at most pg_subtrans; may raise (I/O): unwinds, the caller holds no LWLock.
+    !is_own(xid) && !unsafe { pg_sys::TransactionIdIsInProgress(pg_sys::TransactionId::from(xid as u32)) }
+}
+
 /// The order matters: in progress must be asked before commit, or a transaction that ends between would be called aborted.
 pub(super) fn short_xid_state(xid: pg_sys::TransactionId) -> XidState {
     match xid.into_inner() {

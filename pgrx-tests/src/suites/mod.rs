@@ -37,6 +37,17 @@ suites! {
         a_killed_backend_loses_no_job, a_killed_postmaster_loses_no_job, an_immediate_shutdown_loses_no_job,
         open_attempts_keep_their_lease_over_a_restart, a_crash_under_load_loses_no_acknowledged_job,
     ];
+    races: [
+        a_completion_that_meets_a_rebuild_is_kept, a_cancel_that_meets_a_rebuild_is_kept,
+        a_claim_that_meets_a_rebuild_leaves_the_pool_in_order, an_enqueue_that_meets_a_rebuild_succeeds,
+        a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
+        a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
+    ];
+    hostile_pool: [
+        a_full_pool_hands_out_fewer_jobs_and_says_so, a_rolled_back_claim_that_filled_the_pool_can_be_claimed_again,
+        jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
+        a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
+    ];
 }
 
 /// A case that takes longer has hung; its cluster is killed.

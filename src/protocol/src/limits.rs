@@ -6,8 +6,8 @@ pub const QUEUE_NAME_BYTES: usize = 128;
 pub const KIND_NAME_BYTES: usize = 200;
 /// Priorities run from 1, the most urgent, to this.
 pub const PRIORITIES: usize = 4;
-/// Live (priority, sub-lane, segment) combinations of one queue.
-pub const TRACKS_PER_QUEUE: usize = 96;
+/// Live (priority, sub-lane, segment) combinations of one queue: all there can be.
+pub const TRACKS_PER_QUEUE: usize = 2 * PRIORITIES * LIVE_SEGMENTS;
 /// Unfinished transactions that the scans of one queue may have passed by.
 pub const GAPS_PER_QUEUE: usize = 192;
 /// Gaps that one scan may add.
