@@ -50,6 +50,16 @@ CREATE TABLE awa.ring_rotations (
 );
 COMMENT ON TABLE awa.ring_rotations IS 'append-only ledger of the ring of segments';
 
+-- Which server and database this queue belongs to. A restored or copied database names another: it does nothing until awa.adopt().
+CREATE TABLE awa.instance (
+    only_row          boolean     NOT NULL CONSTRAINT instance_pkey PRIMARY KEY,
+    system_identifier bigint      NOT NULL,
+    database_oid      oid         NOT NULL,
+    since             timestamptz NOT NULL,
+    CONSTRAINT instance_only_row_check CHECK (only_row)
+);
+COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt()';
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Producer
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -233,6 +243,9 @@ CREATE TYPE awa.difference AS (
 CREATE FUNCTION awa.verify() RETURNS SETOF awa.difference
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_verify';
 
+CREATE FUNCTION awa.adopt() RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_adopt';
+
 CREATE FUNCTION awa.rebuild() RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_rebuild';
 
@@ -342,6 +355,7 @@ CREATE VIEW awa.stat_segments AS
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_definitions', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_kinds', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.ring_rotations', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.instance', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.kind_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');

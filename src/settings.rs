@@ -7,9 +7,9 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use crate::pg::shmem;
 
 static ASYNCHRONOUS_CLAIM: GucSetting<bool> = GucSetting::<bool>::new(true);
-static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(2);
-static MAX_IN_FLIGHT: GucSetting<i32> = GucSetting::<i32>::new(65_536);
-static MAX_QUEUES: GucSetting<i32> = GucSetting::<i32>::new(128);
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(4);
+static MAX_IN_FLIGHT: GucSetting<i32> = GucSetting::<i32>::new(32_768);
+static MAX_QUEUES: GucSetting<i32> = GucSetting::<i32>::new(64);
 static PRUNE_GRACE: GucSetting<i32> = GucSetting::<i32>::new(60);
 static RING_SEGMENTS: GucSetting<i32> = GucSetting::<i32>::new(16);
 

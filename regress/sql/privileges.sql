@@ -87,7 +87,7 @@ SET search_path = evil, public, pg_catalog;
 CREATE TABLE evil.job_kinds (kind_id int, name text);
 CREATE FUNCTION evil.nextval(text) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trap: nextval as %', current_user; END $$;
 CREATE FUNCTION evil.nextval(regclass) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trap: nextval as %', current_user; END $$;
-CREATE FUNCTION evil.jsonb_build_object(VARIADIC "any") RETURNS jsonb LANGUAGE internal AS 'jsonb_build_object';
+CREATE FUNCTION evil.jsonb_build_object(text, integer, text, timestamptz, text, text) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trap: jsonb_build_object as %', current_user; END $$;
 CREATE FUNCTION evil.text_trap(text, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trap: = as %', current_user; END $$;
 CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.text_trap);
 CREATE FUNCTION evil.jsonb_trap(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trap: || as %', current_user; END $$;

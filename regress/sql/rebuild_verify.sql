@@ -83,7 +83,8 @@ INSERT INTO got SELECT args::int, job_id, run_lease, attempt FROM awa.claim('reb
 CREATE TEMP TABLE d AS SELECT args::int AS n, job_id FROM awa.jobs WHERE kind = 'damage';
 -- A completion of a running job that no worker has made.
 INSERT INTO awa_segments.done_entries_1 (done_at, job_ids) SELECT now(), ARRAY[job_id] FROM d WHERE n = 1;
-SELECT problem, queue, n, hop, detail FROM awa.verify() LEFT JOIN d USING (job_id) ORDER BY problem;
+SELECT problem, queue, n, hop FROM awa.verify() LEFT JOIN d USING (job_id) ORDER BY problem;
+SELECT detail FROM awa.verify() WHERE problem = 'closed_but_in_flight';
 SELECT awa.rebuild() > 0 AS rebuilt;
 SELECT * FROM awa.verify();
 SELECT state FROM d, awa.job(job_id) AS j WHERE n = 1;

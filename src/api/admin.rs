@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::ops::queues::{self, Wishes};
 use crate::ops::rotate::Outcome;
-use crate::ops::{cancel, prune, rotate, validate, verify};
+use crate::ops::{adopt, cancel, prune, rotate, validate, verify};
 use crate::pg::call::{Call, Ret, datum_size, text_datum};
 use crate::pg::xact;
 use crate::sql_function;
@@ -23,6 +23,7 @@ sql_function!(awa_rotate, 0, rotate);
 sql_function!(awa_prune, 0, prune);
 sql_function!(awa_verify, 0, verify);
 sql_function!(awa_rebuild, 0, rebuild);
+sql_function!(awa_adopt, 0, adopt);
 
 fn queue_name(call: &Call<'_>) -> Result<Vec<u8>> {
     validate::not_null(call.bytes(0), "queue")
@@ -116,6 +117,11 @@ fn verify(call: &mut Call<'_>) -> Result<Ret> {
     let mut rows = call.rows()?;
     verify::verify(&frontier, &mut rows)?;
     Ok(Ret::Rows)
+}
+
+fn adopt(_call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.adopt()")?;
+    Ok(Ret::bool(adopt::adopt()?))
 }
 
 fn rebuild(call: &mut Call<'_>) -> Result<Ret> {

@@ -24,7 +24,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{ledger, queues, ready, segments};
+use crate::store::{instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -105,6 +105,7 @@ fn build(frontier: &Frontier) -> Result<()> {
     // Far from every other start: no lease of an earlier build, of a copy or of a lost claim can come again.
     let start = xact::random_u64()? >> 2;
     frontier.shared.next_lease[frontier.database].store(start.max(1), Ordering::Release);
+    sql::as_owner(frontier.ledger, instance::check)?;
     let places = install_queues(frontier)?;
     let mut infos: Vec<SegmentInfo> = Vec::new();
     let ring = sql::as_owner(frontier.ledger, ledger::read)?;

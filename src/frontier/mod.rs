@@ -204,6 +204,14 @@ fn shared() -> Result<&'static Shared> {
     })
 }
 
+/// The ledger's OID names the incarnation of the extension.
+pub fn ledger_oid() -> Result<Oid> {
+    rel::relation_oid("awa", "ring_rotations").ok_or_else(|| {
+        Error::new(Code::ERRCODE_UNDEFINED_TABLE, "relation \"awa.ring_rotations\" does not exist")
+            .hint("Run CREATE EXTENSION awa_queue in this database.")
+    })
+}
+
 impl Frontier {
     /// Attaches the session; builds the frontier from the log if nobody has done so since the server started.
     pub fn attach(call: &Call) -> Result<Self> {
@@ -238,10 +246,7 @@ impl Frontier {
         let shared = shared()?;
         notes::register_callbacks();
         xact::refuse_recovery("the working state of the queue")?;
-        let ledger = rel::relation_oid("awa", "ring_rotations").ok_or_else(|| {
-            Error::new(Code::ERRCODE_UNDEFINED_TABLE, "relation \"awa.ring_rotations\" does not exist")
-                .hint("Run CREATE EXTENSION awa_queue in this database.")
-        })?;
+        let ledger = ledger_oid()?;
         let database = shared.database_slot(ledger)?;
         let mut frontier = Self { shared, database, word: 0, ledger };
         frontier.word = build::ensure(&frontier)?;

@@ -1,5 +1,6 @@
 //! The verbs: one file each, readable as a script over `frontier`, `store` and `protocol`. No `unsafe`, no SQL text.
 
+pub mod adopt;
 pub mod cancel;
 pub mod claim;
 pub mod enqueue;

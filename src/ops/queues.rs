@@ -11,6 +11,7 @@ use crate::ops::handle::{self, Queue};
 use crate::ops::{rotate, validate};
 use crate::pg::rel::{Lock, wait_for_lockers};
 use crate::pg::sql;
+use crate::store::instance;
 use crate::store::queues::{self, Definition};
 
 /// What the caller gave; `None` leaves a setting as it is.
@@ -62,6 +63,7 @@ pub fn create(frontier: &Frontier, name: &[u8], wishes: &Wishes) -> Result<()> {
     };
     wishes.apply(&mut settings)?;
     rotate::ensure_open_segment(frontier)?;
+    sql::as_owner(frontier.ledger, instance::write_if_missing)?;
     sql::as_owner(frontier.ledger, || {
         if queues::lock(name)?.is_some() {
             return Err(Error::new(Code::ERRCODE_DUPLICATE_OBJECT, format!("queue \"{}\" already exists", handle::shown(name)))
