@@ -349,6 +349,161 @@ CREATE VIEW awa.stat_segments AS
     SELECT * FROM awa.segment_stats();
 
 -- ---------------------------------------------------------------------------------------------------------------------
+-- Comments. Of every function: what it does, arguments with units, result, errors of its own with SQLSTATE, locks to the end of the
+-- transaction. What any of them may raise besides: 55000 the library is not preloaded, or is of another version; 25006 on a standby;
+-- 53400 no place in shared memory for another database; 42704 the queue does not exist; 22004 an argument is null that must not be.
+-- ---------------------------------------------------------------------------------------------------------------------
+
+COMMENT ON SEQUENCE awa.queue_ids IS 'numbers of queues; a number is never used again';
+COMMENT ON SEQUENCE awa.kind_ids IS 'numbers of job kinds';
+COMMENT ON SEQUENCE awa.job_ids IS 'blocks of 256 job identifiers: a session takes a block and uses it up, so identifiers have gaps and no order between sessions';
+
+COMMENT ON COLUMN awa.queue_definitions.deadline IS 'how long an attempt may take unless the claim says otherwise; NULL: no deadline';
+COMMENT ON COLUMN awa.queue_definitions.heartbeat_timeout IS 'how long an attempt may stay silent unless the claim says otherwise; NULL: no heartbeat expected';
+COMMENT ON COLUMN awa.queue_definitions.backoff IS 'delay after the first failed attempt; doubles with each further one';
+COMMENT ON COLUMN awa.queue_definitions.backoff_max IS 'longest delay between attempts, before up to a quarter of jitter is added';
+COMMENT ON COLUMN awa.queue_definitions.priority_ageing IS 'time of waiting that raises a job by one priority when lanes are compared; NULL: never';
+COMMENT ON COLUMN awa.ring_rotations.generation IS 'number of the segment, from 1, never used again';
+COMMENT ON COLUMN awa.ring_rotations.slot IS 'the segment lives in awa_segments.ready_entries_<slot> and its siblings';
+COMMENT ON COLUMN awa.ring_rotations.event IS 'opened; prune_started: proved drained, neither read nor opened from here on; pruned: its tables are empty, the slot is free';
+
+COMMENT ON TYPE awa.claimed_job IS
+'One attempt, handed to a worker. run_lease is its fencing token (up to 2^62: keep it as a 64-bit integer or as text); attempt counts
+from 1; run_at is the time from which the job could run; deadline_at is NULL without a deadline; errors is an array of
+{attempt, at, error}, one for each failed attempt.';
+COMMENT ON TYPE awa.job_result IS 'What became of one job of a batch: the pair as it was given, and a word';
+COMMENT ON TYPE awa.ring_outcome IS 'What rotate() or prune() did, to which segment, and why not more';
+COMMENT ON TYPE awa.difference IS 'A difference between the log and shared memory, as found by verify(); hop says which copy of the job';
+COMMENT ON TYPE awa.job_row IS
+'A job as the log shows it. state: scheduled, available, running, completed, failed or cancelled. attempt: of the running attempt, or
+attempts used so far. heartbeat_at and an extended deadline_at come from shared memory and exist only while the job runs.';
+COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count until their segment is pruned';
+COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast';
+COMMENT ON TYPE awa.queue_stat IS 'Activity of a queue since shared memory was last built, and what its claimers still have to look at';
+
+COMMENT ON FUNCTION awa.enqueue(text, text, jsonb, integer, timestamptz, integer, text[], jsonb) IS
+'Adds a job in the caller''s transaction and returns its identifier. kind: 1 to 200 bytes, what a worker dispatches on; args: at most
+16 MiB; priority: 1 (most urgent) to 4; run_at: not before this time (NULL: at once); max_attempts: 1 to 1000 (NULL: the queue''s);
+tags: at most 20 of 200 bytes; metadata: at most 16 MiB. The job is claimable when the transaction has committed.
+Never waits for another producer. Works in a prepared transaction.
+Errors: 22023 value out of range; 54000 args or metadata too large; 55000 ring without an open segment, or a segment table was rewritten;
+25006 read-only transaction; 40001 rebuild() ran meanwhile. Locks: RowExclusive on ready_entries of the open segment.';
+COMMENT ON FUNCTION awa.enqueue_many(text, text, jsonb[], integer[], timestamptz[], integer, text[], jsonb) IS
+'As enqueue(), for one job for each element of args (at most 100000, none null), all of one kind; returns the identifiers in the same order.
+priorities and run_ats, if given, have one element for each job; a null run_at means at once. All or nothing.
+Errors: as enqueue(), with the number of the bad element in the HINT; 2202E arrays of different length or dimension; 54000 too many.';
+
+COMMENT ON FUNCTION awa.claim(text, integer, interval, interval) IS
+'Hands out at most batch_size (1 to 100000) due jobs of the queue, a row each, in the order of effective priority and due time; no row when
+nothing is due, the queue is paused, or others hold what is due. Never two callers get the same attempt. deadline and heartbeat_timeout:
+for these attempts (NULL: as the queue says; zero: none). A rollback, also to a savepoint, gives the jobs back at once, at no cost of an attempt.
+Alone in its transaction the commit does not wait for the disk (awa.asynchronous_claim): a crash may then give the jobs back.
+Waits at most half a second, for claimers that hold the turn. Fewer rows with a NOTICE of SQLSTATE 53400: awa.max_in_flight is used up.
+Errors: 22023 value out of range; 25006 read-only; 55000 a segment table was rewritten; 40001 rebuild() ran meanwhile.
+Locks: RowExclusive on ready_entries and lease_claims of each segment visited.';
+COMMENT ON FUNCTION awa.claim(text[], integer, interval, interval) IS
+'As claim(text, ...), from several queues: each is asked in the order given for what the ones before left of batch_size.
+Errors: as claim(text, ...); 22023 no queue named.';
+COMMENT ON FUNCTION awa.claim_ready_runtime(text, integer, interval, interval) IS 'The same as claim(queue, ...), under another name';
+
+COMMENT ON FUNCTION awa.complete(bigint, bigint) IS
+'Ends the attempt with success, in the caller''s transaction. Returns completed, or already when this transaction has completed it before.
+Raises otherwise, so that the caller''s other writes roll back with it: 55000 the lease is not current, or the attempt was ended in another
+way in this transaction; 55006 the claim is another session''s and still not committed after 0.1 s. Also 25006 read-only; 40001 rebuild() ran.
+Waits for a transaction that is ending the same attempt. As durable as the caller''s commit.
+Locks: RowExclusive on ready_entries and done_entries of the job''s segment.';
+COMMENT ON FUNCTION awa.complete_many(bigint[], bigint[]) IS
+'As complete(), for pairs (at most 100000); a row for each pair, in the same order, with completed, already, conflict (ended in another way in
+this transaction), stale (not the lease of a running attempt) or claim_uncommitted. A job that cannot be completed does not raise.
+Errors: 2202E arrays of different length; 22004 a null element; 54000 too many.';
+COMMENT ON FUNCTION awa.complete_and_claim(bigint[], bigint[], text, integer, interval, interval) IS
+'complete_many() and claim() in one statement and one commit: rows as of claim(). All or nothing: a pair that cannot be completed raises as in
+complete(), and nothing is claimed. Two empty arrays only claim. The commit waits for the disk when something was completed.';
+COMMENT ON FUNCTION awa.fail(bigint, bigint, text, interval, boolean) IS
+'Ends the attempt as failed, in the caller''s transaction; error goes into the job''s history. Returns retry: the job runs again after
+retry_after (NULL: the queue''s backoff, doubled for each attempt, at most backoff_max, plus up to a quarter of jitter); or failed: final was
+given or max_attempts are used up, and the job is finished. Also already. Errors and waits: as complete(); 22023 negative retry_after.
+Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment, and on ready_entries of the open one.';
+COMMENT ON FUNCTION awa.snooze(bigint, bigint, interval) IS
+'Ends the attempt without using it up: the job runs again after delay, with the same attempt number. Returns snooze, or already.
+Errors, waits and locks: as fail().';
+COMMENT ON FUNCTION awa.heartbeat(bigint, bigint) IS
+'Says that the attempt is alive; false: the lease is not that of a running attempt, or the attempt is being ended. Memory only: writes nothing,
+takes no transaction id and no lock, works in a read-only transaction, and a rollback does not take it back.';
+COMMENT ON FUNCTION awa.heartbeat_many(bigint[], bigint[]) IS
+'As heartbeat(), for pairs; a row for each pair, in the same order, with alive or stale. Errors: 2202E, 22004, 54000 as complete_many().';
+COMMENT ON FUNCTION awa.extend(bigint, bigint, interval) IS
+'Sets the deadline of the attempt to now plus by (shorter is possible) and counts as a heartbeat; returns the new deadline. Memory only: not
+taken back by a rollback; after a restart the deadline is again that of the claim, or the end of a grace of heartbeat_timeout, if later.
+Errors: 55000 the lease is not current; 22023 negative by.';
+COMMENT ON PROCEDURE awa.wait(text, interval) IS
+'Sleeps until the queue may have work, or until timeout. A return is a hint, not a promise: call claim(). Holds no snapshot and no lock while
+asleep, so VACUUM is not held back; wakes at the commit that makes work due, and at the next scheduled time.
+Errors: 25001 unless it is a statement of its own outside a transaction block, under READ COMMITTED; 22023 negative timeout.';
+
+COMMENT ON FUNCTION awa.create_queue(text, integer, interval, interval, interval, interval, interval, jsonb) IS
+'Creates a queue (name: 1 to 128 bytes), for others when the transaction commits. max_attempts: 1 to 1000; deadline, heartbeat_timeout and
+priority_ageing: NULL or zero for none, where NULL of priority_ageing means its default; backoff, backoff_max: see fail(); options: must be empty.
+Lengths of time are at most 100 years; a month counts 30 days. The first queue opens the first segment of the ring.
+Errors: 42710 exists already; 22023 value out of range; 53400 awa.max_queues is used up; 25006 read-only.
+Locks: RowExclusive on awa.queue_definitions; for the first queue also ShareRowExclusive on awa.ring_rotations.';
+COMMENT ON FUNCTION awa.alter_queue(text, integer, interval, interval, interval, interval, interval, jsonb) IS
+'Changes the settings given; NULL leaves a setting as it is, zero switches a length of time off. Holds from the commit on, for jobs enqueued,
+claimed or failed after it. Errors: as create_queue(). Locks: the row of the queue.';
+COMMENT ON FUNCTION awa.drop_queue(text, boolean) IS
+'Drops the queue. New jobs are refused from the call on; waits for transactions that are writing to any live segment. With force, unfinished
+jobs are discarded; their workers find their leases stale. Finished and discarded rows stay in the ring until their segments are pruned.
+Errors: 55006 unfinished jobs, without force; 25006 read-only. Locks: the row of the queue.';
+COMMENT ON FUNCTION awa.pause_queue(text) IS
+'From the commit on, claims of this queue return nothing; enqueues and running attempts go on. Locks: the row of the queue.';
+COMMENT ON FUNCTION awa.resume_queue(text) IS 'Ends a pause and wakes those who wait. Locks: the row of the queue.';
+COMMENT ON FUNCTION awa.cancel(bigint, text) IS
+'Ends a job that waits or runs, in the caller''s transaction; reason goes into its error history. Returns cancelled, already_finished,
+not_found, or claim_uncommitted (its claim has not committed within 0.1 s). The worker of a running job finds its lease stale. A waiting job is
+searched by reading the live segments. Waits for a transaction that is ending the same attempt. Errors: 53400 awa.max_in_flight is used up.
+Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment; AccessShare on the segments searched.';
+COMMENT ON FUNCTION awa.rotate() IS
+'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
+producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
+Locks: ShareRowExclusive on awa.ring_rotations, if it is free.';
+COMMENT ON FUNCTION awa.prune() IS
+'One step towards reuse of the oldest sealed segment; call it again until it answers nothing. outcome: prune_started (each of its jobs is
+proved finished), waiting (awa.prune_grace), pruned (its tables were truncated in place), skipped_active (detail names an unfinished
+job), blocked (detail names who holds a lock), skipped_busy, nothing. Reads the whole segment. Never waits for a lock.
+Errors: 25001 the transaction has used the queue; XX001 a job is unfinished after the proof (nothing is truncated).
+Locks: ShareRowExclusive on awa.ring_rotations; for the last step AccessExclusive on the four tables of the segment, if they are free.';
+COMMENT ON FUNCTION awa.adopt() IS
+'Makes this server and database the owner of the jobs, after a restore or a copy: until then every other function raises 55000, so that jobs
+do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only. Locks: the row of awa.instance.';
+COMMENT ON FUNCTION awa.verify() IS
+'Folds the log again and compares it with shared memory; a row for each difference, none when all is well. Reads all live segments.
+A difference counts if it is still there after the transactions that write have ended, so it may wait for them.
+Locks: AccessShare on the tables of live segments.';
+COMMENT ON FUNCTION awa.rebuild() IS
+'Builds shared memory anew from the log; returns the rows read. Waits for all transactions that have used the queue, and keeps others out
+until it commits. Open attempts keep their leases. Errors: 25001 the transaction has used the queue; 53400 shared memory is too small.
+Locks: ShareRowExclusive on awa.ring_rotations, Share on ready_entries of all live segments.';
+
+COMMENT ON FUNCTION awa.version() IS 'Version of the loaded library; works on a standby too';
+COMMENT ON FUNCTION awa.job(bigint) IS
+'The job, or no row when it never existed or its segment was pruned. Sees committed rows, and those of the caller, not only those of its snapshot.
+Reads all live segments: for people, not for workers. Locks: AccessShare on the tables of live segments.';
+COMMENT ON FUNCTION awa.list_jobs(boolean) IS
+'Behind the views awa.jobs (false: unfinished) and awa.terminal_jobs (true: finished). Reads all live segments, as job() does';
+COMMENT ON FUNCTION awa.queue_counts(text) IS
+'Jobs by state, of one queue or (NULL) of all, from shared memory: exact, no table is read. An uncommitted change does not count yet';
+COMMENT ON FUNCTION awa.segment_stats() IS 'Behind the view awa.stat_segments. Locks: AccessShare on the tables of live segments';
+COMMENT ON FUNCTION awa.queue_stats() IS 'Behind the view awa.stat_queue; from shared memory, reads no table';
+COMMENT ON FUNCTION awa.jobs_insert() IS
+'Makes INSERT and COPY into awa.jobs enqueue. Give queue, kind, args, and if wanted priority, run_at, max_attempts, tags, metadata;
+RETURNING job_id works. Errors: as enqueue(); 0A000 another column was given';
+COMMENT ON TRIGGER jobs_insert ON awa.jobs IS 'see awa.jobs_insert()';
+
+COMMENT ON VIEW awa.queues IS 'queues and their settings; readable on a standby';
+COMMENT ON VIEW awa.stat_queue IS 'activity of each queue since shared memory was last built; holes: jobs that came back; gaps: unfinished transactions passed by; waiters: sessions in wait()';
+COMMENT ON VIEW awa.stat_segments IS 'live segments of the ring, the last one open';
+
+-- ---------------------------------------------------------------------------------------------------------------------
 -- Dump: every fixed table and sequence that holds state. Segments are ordinary tables and are dumped as such.
 -- ---------------------------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ SELECT awa.enqueue('bad', 'k', max_attempts => -1);
 SELECT awa.enqueue('bad', 'k', max_attempts => 1001);
 SELECT awa.enqueue('bad', 'k', max_attempts => 65537);
 SELECT awa.enqueue('bad', 'k', run_at => '-infinity');
+SELECT awa.enqueue('bad', 'k', run_at => '294276-12-31');
 SELECT awa.enqueue('bad', 'k', metadata => to_jsonb(repeat('x', 17 * 1024 * 1024)));
 SELECT awa.enqueue('bad', 'k', tags => '{{a,b},{c,d}}');
 SELECT awa.enqueue_many('bad', 'k', NULL);
@@ -122,6 +123,13 @@ SELECT awa.alter_queue(NULL);
 SELECT awa.alter_queue('bad', max_attempts => -1);
 SELECT awa.alter_queue('bad', backoff => '2 days');
 SELECT awa.alter_queue('bad', options => '{"colour": "red"}');
+SELECT awa.complete(1, NULL);
+SELECT awa.heartbeat(1, NULL);
+SELECT awa.extend(1, 1, NULL);
+SELECT awa.snooze(1, 1, NULL);
+SELECT awa.pause_queue(NULL);
+SELECT awa.resume_queue(NULL);
+SELECT awa.drop_queue(NULL);
 SELECT awa.pause_queue('unknown');
 SELECT awa.resume_queue('unknown');
 SELECT awa.drop_queue('unknown');
@@ -147,9 +155,9 @@ SELECT awa.enqueue('paused', 'k') > 0 AS enqueued;
 SELECT count(*) AS claimed FROM awa.claim('paused', 10);
 -- The limits themselves are good.
 SELECT awa.enqueue('bad', 'k', '1', priority => 4, max_attempts => 1000) > 0 AS enqueued;
-SELECT awa.enqueue('bad', repeat('k', 200), priority => 1, max_attempts => 1) > 0 AS enqueued;
+SELECT awa.enqueue('bad', repeat('k', 200), priority => 1, max_attempts => 1, tags => array_fill(repeat('t', 200), ARRAY[20])) > 0 AS enqueued;
 SELECT awa.enqueue('bad', 'k', to_jsonb(repeat('x', 1024 * 1024 * 16 - 100)), priority => 2) > 0 AS enqueued;
-SELECT awa.enqueue('bad', 'k', priority => 3, run_at => '294276-12-31') AS last_year \gset
+SELECT awa.enqueue('bad', 'k', priority => 3, run_at => '100000-12-31') AS last_year \gset
 SELECT priority, max_attempts, length(kind), length(args #>> '{}') FROM awa.claim('bad', 100000, deadline => '36500 days') WITH ORDINALITY ORDER BY ordinality;
 SELECT awa.cancel(:last_year);
 SELECT awa.create_queue(repeat('q', 128), max_attempts => 1, backoff => '1 day', backoff_max => '1 day');

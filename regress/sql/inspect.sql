@@ -35,7 +35,7 @@ SELECT * FROM awa.queue_counts('unknown');
 SELECT state, count(*) FROM (SELECT * FROM awa.jobs UNION ALL SELECT * FROM awa.terminal_jobs) AS v GROUP BY state ORDER BY state;
 SELECT queue, enqueued, claimed, completed, failed_attempts, snoozed, holes, gaps, oldest_due_at BETWEEN now() - interval '1 minute' AND clock_timestamp() AS oldest_is_due, waiters
   FROM awa.stat_queue ORDER BY queue;
-SELECT generation, slot, state, opened_at < clock_timestamp() AS opened, bytes > 0 AS has_bytes, to_regclass(ready_entries) IS NOT NULL AS table_exists FROM awa.stat_segments
+SELECT generation > 0 AS generation, slot >= 0 AS slot, state, opened_at < clock_timestamp() AS opened, bytes > 0 AS has_bytes, to_regclass(ready_entries) IS NOT NULL AS table_exists FROM awa.stat_segments
  WHERE state = 'open';
 SELECT queue FROM awa.queues ORDER BY queue;
 

@@ -82,10 +82,12 @@ fn resume_queue(call: &mut Call<'_>) -> Result<Ret> {
 
 fn cancel(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.cancel()")?;
-    let frontier = Frontier::attach(call)?;
-    let job_id = validate::not_null(call.i64(0), "job_id")?;
-    let outcome = cancel::cancel(&frontier, job_id, call.bytes(1).as_deref())?;
-    Ok(Ret::text(outcome.name()))
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let job_id = validate::not_null(call.i64(0), "job_id")?;
+        let outcome = cancel::cancel(frontier, job_id, call.bytes(1).as_deref())?;
+        Ok(Ret::text(outcome.name()))
+    })
 }
 
 fn outcome(call: &Call<'_>, outcome: &Outcome) -> Result<Ret> {

@@ -31,30 +31,34 @@ fn named(frontier: &Frontier, name: Vec<u8>) -> Result<(Queue, Vec<u8>)> {
 
 fn claim(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.claim()")?;
-    let frontier = Frontier::attach(call)?;
-    let queue = named(&frontier, validate::not_null(call.bytes(0), "queue")?)?;
-    let request = Request::new(call.i32(1), call.interval_us(2), call.interval_us(3))?;
-    let mut rows = call.rows()?;
-    claim::claim(&frontier, &[queue], &request, &mut rows)?;
-    Ok(Ret::Rows)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let queue = named(frontier, validate::not_null(call.bytes(0), "queue")?)?;
+        let request = Request::new(call.i32(1), call.interval_us(2), call.interval_us(3))?;
+        let mut rows = call.rows()?;
+        claim::claim(frontier, &[queue], &request, &mut rows)?;
+        Ok(Ret::Rows)
+    })
 }
 
 fn claim_queues(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.claim()")?;
-    let frontier = Frontier::attach(call)?;
-    let names = validate::not_null(call.array_datums(0, pgrx::pg_sys::TEXTOID)?, "queues")?;
-    if names.is_empty() {
-        return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "queues must name at least one queue"));
-    }
-    let mut queues = Vec::with_capacity(names.len());
-    for name in names {
-        let name = validate::not_null(name, "an element of queues")?;
-        queues.push(named(&frontier, crate::pg::call::bytes_of(name))?);
-    }
-    let request = Request::new(call.i32(1), call.interval_us(2), call.interval_us(3))?;
-    let mut rows = call.rows()?;
-    claim::claim(&frontier, &queues, &request, &mut rows)?;
-    Ok(Ret::Rows)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let names = validate::not_null(call.array_datums(0, pgrx::pg_sys::TEXTOID)?, "queues")?;
+        if names.is_empty() {
+            return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "queues must name at least one queue"));
+        }
+        let mut queues = Vec::with_capacity(names.len());
+        for name in names {
+            let name = validate::not_null(name, "an element of queues")?;
+            queues.push(named(frontier, crate::pg::call::bytes_of(name))?);
+        }
+        let request = Request::new(call.i32(1), call.interval_us(2), call.interval_us(3))?;
+        let mut rows = call.rows()?;
+        claim::claim(frontier, &queues, &request, &mut rows)?;
+        Ok(Ret::Rows)
+    })
 }
 
 /// Two arrays of the same length, without nulls.
@@ -82,57 +86,67 @@ fn put_answers(rows: &mut Rows<'_>, jobs: &[(i64, i64)], answers: &[&'static str
 
 fn complete(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.complete()")?;
-    let frontier = Frontier::attach(call)?;
-    let (job_id, lease) = ids(call)?;
-    let answers = exits::complete(&frontier, &[(job_id, lease)])?;
-    let answer = answers.first().copied().unwrap_or(Answer::Stale).or_raise(job_id, lease)?;
-    Ok(Ret::text(answer.name()))
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let (job_id, lease) = ids(call)?;
+        let answers = exits::complete(frontier, &[(job_id, lease)])?;
+        let answer = answers.first().copied().unwrap_or(Answer::Stale).or_raise(job_id, lease)?;
+        Ok(Ret::text(answer.name()))
+    })
 }
 
 fn complete_many(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.complete_many()")?;
-    let frontier = Frontier::attach(call)?;
-    let jobs = pairs(call)?;
-    let answers: Vec<&'static str> = exits::complete(&frontier, &jobs)?.into_iter().map(Answer::name).collect();
-    let mut rows = call.rows()?;
-    put_answers(&mut rows, &jobs, &answers)?;
-    Ok(Ret::Rows)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let jobs = pairs(call)?;
+        let answers: Vec<&'static str> = exits::complete(frontier, &jobs)?.into_iter().map(Answer::name).collect();
+        let mut rows = call.rows()?;
+        put_answers(&mut rows, &jobs, &answers)?;
+        Ok(Ret::Rows)
+    })
 }
 
 /// All or nothing: a lease that is not current raises, so that the caller learns of it before new work is handed out.
 fn complete_and_claim(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.complete_and_claim()")?;
-    let frontier = Frontier::attach(call)?;
-    let jobs = pairs(call)?;
-    let queue = named(&frontier, validate::not_null(call.bytes(2), "queue")?)?;
-    let request = Request::new(call.i32(3), call.interval_us(4), call.interval_us(5))?;
-    let mut rows = call.rows()?;
-    let answers = exits::complete(&frontier, &jobs)?;
-    for ((job_id, lease), answer) in jobs.iter().zip(answers) {
-        answer.or_raise(*job_id, *lease)?;
-    }
-    claim::claim(&frontier, &[queue], &request, &mut rows)?;
-    Ok(Ret::Rows)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let jobs = pairs(call)?;
+        let queue = named(frontier, validate::not_null(call.bytes(2), "queue")?)?;
+        let request = Request::new(call.i32(3), call.interval_us(4), call.interval_us(5))?;
+        let mut rows = call.rows()?;
+        let answers = exits::complete(frontier, &jobs)?;
+        for ((job_id, lease), answer) in jobs.iter().zip(answers) {
+            answer.or_raise(*job_id, *lease)?;
+        }
+        claim::claim(frontier, &[queue], &request, &mut rows)?;
+        Ok(Ret::Rows)
+    })
 }
 
 fn fail(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.fail()")?;
-    let frontier = Frontier::attach(call)?;
-    let (job_id, lease) = ids(call)?;
-    let retry_after = call.interval_us(3);
-    validate::duration(retry_after, "retry_after")?;
-    let failure = Failure { error: call.bytes(2), retry_after, is_final: call.bool(4).unwrap_or(false) };
-    let answer = exits::fail(&frontier, job_id, lease, &failure)?.or_raise(job_id, lease)?;
-    Ok(Ret::text(answer.name()))
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let (job_id, lease) = ids(call)?;
+        let retry_after = call.interval_us(3);
+        validate::duration(retry_after, "retry_after")?;
+        let failure = Failure { error: call.bytes(2), retry_after, is_final: call.bool(4).unwrap_or(false) };
+        let answer = exits::fail(frontier, job_id, lease, &failure)?.or_raise(job_id, lease)?;
+        Ok(Ret::text(answer.name()))
+    })
 }
 
 fn snooze(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.snooze()")?;
-    let frontier = Frontier::attach(call)?;
-    let (job_id, lease) = ids(call)?;
-    let delay = validate::duration(Some(validate::not_null(call.interval_us(2), "delay")?), "delay")?;
-    let answer = exits::snooze(&frontier, job_id, lease, delay)?.or_raise(job_id, lease)?;
-    Ok(Ret::text(answer.name()))
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let (job_id, lease) = ids(call)?;
+        let delay = validate::duration(Some(validate::not_null(call.interval_us(2), "delay")?), "delay")?;
+        let answer = exits::snooze(frontier, job_id, lease, delay)?.or_raise(job_id, lease)?;
+        Ok(Ret::text(answer.name()))
+    })
 }
 
 fn heartbeat(call: &mut Call<'_>) -> Result<Ret> {

@@ -17,7 +17,7 @@ use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
-use super::{Frontier, PARTITIONS, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
+use super::{Frontier, PARTITIONS, Reserve, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
 use crate::error::{Error, Result};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
@@ -101,6 +101,9 @@ fn build(frontier: &Frontier) -> Result<()> {
         frontier.with_partition(partition, |entries| entries.reset());
     }
     frontier.in_flight().store(0, Ordering::Release);
+    for place in 0..frontier.queue_slots() {
+        frontier.held(place).store(0, Ordering::Release);
+    }
     frontier.prepared().waiting.clear();
     // Far from every other start: no lease of an earlier build, of a copy or of a lost claim can come again.
     let start = xact::random_u64()? >> 2;
@@ -334,7 +337,7 @@ fn restore_entry(
         entries.insert(entry).map(|slot| EntryRef { partition, slot, stamp: entries.stamp_of(slot) })
     });
     match inserted {
-        Ok(name) if frontier.reserve_entries(1, 0) == 1 => Ok(name),
+        Ok(name) if frontier.reserve_entries(place, 1, Reserve::Operator) == 1 => Ok(name),
         _ => Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "more jobs are in flight than shared memory was reserved for")
             .detail(format!("awa.max_in_flight is {}.", settings::max_in_flight()))
             .hint("Raise awa.max_in_flight to what it was when the jobs were claimed, and restart the server.")),

@@ -43,6 +43,8 @@ pub struct Shared {
     ring_version: &'static [AtomicU64],
     next_lease: &'static [AtomicU64],
     in_flight: &'static [AtomicU32],
+    /// The same by queue.
+    held: &'static [AtomicU32],
     /// One for each possible slot of the ring: 1 when claimers must look for tombstones.
     tombstones: &'static [AtomicU32],
     /// Jobs enqueued by prepared transactions, to be counted when these have ended: COMMIT PREPARED runs no callback.
@@ -136,6 +138,7 @@ impl Layout for Shared {
             ring_version: carver.atomics_u64(databases),
             next_lease: carver.atomics_u64(databases),
             in_flight: carver.atomics_u32(databases),
+            held: carver.atomics_u32(databases * queues_each),
             tombstones: carver.atomics_u32(databases * LIVE_SEGMENTS),
             prepared: carver.cells(databases, nothing_prepared),
             rings: carver.cells(databases, empty_ring),
@@ -226,6 +229,21 @@ impl Frontier {
             known.push((function, frontier));
         });
         Ok(frontier)
+    }
+
+    /// Attaches and runs a verb. If the frontier was rebuilt under its hands, before this transaction had done anything, it runs again.
+    pub fn with<R>(call: &Call, mut verb: impl FnMut(&Self) -> Result<R>) -> Result<R> {
+        loop {
+            let first = notes::is_empty();
+            let frontier = Self::attach(call)?;
+            match verb(&frontier) {
+                Err(error) if first && error.code == Code::ERRCODE_T_R_SERIALIZATION_FAILURE && !frontier.is_current() => {
+                    notes::forget_void();
+                    xact::check_for_interrupts();
+                }
+                answer => return answer,
+            }
+        }
     }
 
     pub fn is_current(&self) -> bool {
@@ -341,18 +359,26 @@ impl Frontier {
         &self.shared.in_flight[self.database]
     }
 
-    /// Reserves `wanted` places in the pool, or as many as there are; `keep` places stay free for operators.
-    pub fn reserve_entries(&self, wanted: u32, keep: u32) -> u32 {
-        let limit = (settings::max_in_flight() as u32).saturating_sub(keep);
-        let mut granted = 0;
-        let _ = self.in_flight().fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-            granted = wanted.min(limit.saturating_sub(used));
-            Some(used + granted)
-        });
+    pub fn held(&self, queue: u16) -> &'static AtomicU32 {
+        &self.shared.held[self.queue_index(queue)]
+    }
+
+    /// Reserves `wanted` places in the pool for a queue, or as many as there are. Claims leave some for operators, and a queue may not
+    /// have all of them: jobs given back to a paused queue must not stop another one.
+    pub fn reserve_entries(&self, queue: u16, wanted: u32, reserve: Reserve) -> u32 {
+        let all = settings::max_in_flight() as u32;
+        let (limit, quota) = match reserve {
+            Reserve::Claim => (all - OPERATOR_PLACES, all - all / 4),
+            Reserve::Operator => (all, all),
+        };
+        let own = take_up_to(self.held(queue), wanted, quota);
+        let granted = take_up_to(self.in_flight(), own, limit);
+        self.held(queue).fetch_sub(own - granted, Ordering::AcqRel);
         granted
     }
 
-    pub fn return_entries(&self, count: u32) {
+    pub fn return_entries(&self, queue: u16, count: u32) {
+        self.held(queue).fetch_sub(count, Ordering::AcqRel);
         self.in_flight().fetch_sub(count, Ordering::AcqRel);
     }
 
@@ -445,6 +471,26 @@ impl Frontier {
         let slot = usize::try_from(slot).ok().filter(|slot| *slot < LIVE_SEGMENTS)?;
         self.shared.tombstones.get(self.database * LIVE_SEGMENTS + slot)
     }
+}
+
+/// For whom places of the pool are reserved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    Claim,
+    /// Cancels, and the rebuild of what was in flight.
+    Operator,
+}
+
+/// Places that claims leave free.
+const OPERATOR_PLACES: u32 = 64;
+
+fn take_up_to(used: &AtomicU32, wanted: u32, limit: u32) -> u32 {
+    let mut granted = 0;
+    let _ = used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
+        granted = wanted.min(limit.saturating_sub(now));
+        Some(now + granted)
+    });
+    granted
 }
 
 impl Shared {

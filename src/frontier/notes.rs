@@ -22,14 +22,16 @@ use crate::pg::xact;
 pub enum Note {
     Enqueued { queue: u16, queue_id: i32, sub: SubLane, rows: i64 },
     /// `published`: the cursor has passed the row, so an abort makes it a hole; otherwise the entry just goes.
-    Claimed { entry: EntryRef, queue: u16, sub: SubLane, published: bool },
-    Closing { entry: EntryRef, queue: u16, outcome: Outcome },
-    Guard { entry: EntryRef, queue: u16, sub: SubLane, was_hole: bool },
+    Claimed { entry: EntryRef, queue: u16, queue_id: i32, sub: SubLane, published: bool },
+    Closing { entry: EntryRef, queue: u16, queue_id: i32, outcome: Outcome },
+    Guard { entry: EntryRef, queue: u16, queue_id: i32, sub: SubLane, was_hole: bool },
     QueueCreated { queue: u16 },
     QueueSettings { queue: u16, settings: Settings },
     QueueDropped { queue: u16 },
     SegmentOpened { segment: SegmentInfo },
     SegmentPruneStarted { generation: i64 },
+    /// History of a queue that leaves with a segment.
+    HistoryGone { queue: u16, queue_id: i32, counts: Counts },
     SegmentPruned { generation: i64, slot: i32 },
 }
 
@@ -67,7 +69,7 @@ thread_local! {
     static REGISTERED: Cell<Option<u16>> = const { Cell::new(None) };
     static WAITING: Cell<Option<u16>> = const { Cell::new(None) };
     /// Places of the in-flight pool that were promised to the running call and not used yet.
-    static PROMISED: Cell<u32> = const { Cell::new(0) };
+    static PROMISED: Cell<(u16, u32)> = const { Cell::new((0, 0)) };
     /// WAL position after the last claim row, while the transaction has done nothing but claim.
     static CLAIM_ONLY: Cell<Option<u64>> = const { Cell::new(None) };
 }
@@ -101,6 +103,15 @@ pub fn push(note: Note) {
 
 pub fn is_empty() -> bool {
     NOTES.with_borrow(Vec::is_empty)
+}
+
+/// The frontier that the notes speak of is gone.
+pub fn forget_void() {
+    NOTES.with_borrow_mut(Vec::clear);
+    HELD.set(None);
+    REGISTERED.set(None);
+    PROMISED.set((0, 0));
+    FRONTIER.set(None);
 }
 
 /// True if this transaction is creating the queue.
@@ -174,23 +185,25 @@ pub fn retract_claim(name: EntryRef) {
     });
 }
 
-pub fn promise(places: u32) {
-    PROMISED.set(PROMISED.get() + places);
+/// Places that were reserved for this queue; at most one queue at a time.
+pub fn promise(queue: u16, places: u32) {
+    PROMISED.set((queue, PROMISED.get().1 + places));
 }
 
 pub fn promised() -> u32 {
-    PROMISED.get()
+    PROMISED.get().1
 }
 
 pub fn use_promised() {
-    PROMISED.set(PROMISED.get().saturating_sub(1));
+    let (queue, places) = PROMISED.get();
+    PROMISED.set((queue, places.saturating_sub(1)));
 }
 
 /// Gives back the promised places that were not used.
 pub fn settle_promise(frontier: &Frontier) {
-    let rest = PROMISED.take();
+    let (queue, rest) = PROMISED.take();
     if rest > 0 {
-        frontier.return_entries(rest);
+        frontier.return_entries(queue, rest);
     }
 }
 
@@ -322,7 +335,7 @@ fn finish_session_state() {
     if !frontier.is_current() {
         HELD.set(None);
         REGISTERED.set(None);
-        PROMISED.set(0);
+        PROMISED.set((0, 0));
         WAITING.set(None);
         return;
     }
@@ -397,6 +410,7 @@ fn on_commit() {
 #[derive(Clone, Copy, Default)]
 struct Change {
     queue: u16,
+    queue_id: i32,
     counts: Counts,
     totals: Totals,
 }
@@ -408,14 +422,15 @@ struct Tally {
 }
 
 impl Tally {
-    fn of(&mut self, queue: u16) -> &mut Change {
-        if !self.changes.iter().any(|change| change.queue == queue) {
+    fn of(&mut self, queue: u16, queue_id: i32) -> &mut Change {
+        let same = |change: &Change| change.queue == queue && change.queue_id == queue_id;
+        if !self.changes.iter().any(same) {
             if self.changes.is_full() {
                 self.flush();
             }
-            let _ = self.changes.push(Change { queue, ..Change::default() });
+            let _ = self.changes.push(Change { queue, queue_id, ..Change::default() });
         }
-        let index = self.changes.iter().position(|change| change.queue == queue).unwrap_or(0);
+        let index = self.changes.iter().position(same).unwrap_or(0);
         &mut self.changes[index]
     }
 
@@ -423,6 +438,10 @@ impl Tally {
         for change in &self.changes {
             let waiters = {
                 let mut queue = self.frontier.queue(change.queue);
+                // The queue may have been dropped, its place given to another.
+                if queue.queue_id != change.queue_id {
+                    continue;
+                }
                 add_counts(&mut queue.counts, &change.counts);
                 let totals = &mut queue.totals;
                 totals.enqueued += change.totals.enqueued;
@@ -459,20 +478,26 @@ pub fn waiting(counts: &mut Counts, sub: SubLane) -> &mut i64 {
 
 fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
     match note {
-        Note::Enqueued { queue, sub, rows, .. } => {
-            let change = tally.of(queue);
+        Note::Enqueued { queue, queue_id, sub, rows } => {
+            let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) += rows;
             change.totals.enqueued += rows as u64;
         }
-        Note::Claimed { queue, sub, .. } => {
-            let change = tally.of(queue);
+        Note::Claimed { queue, queue_id, sub, .. } => {
+            let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) -= 1;
             change.counts.running += 1;
             change.totals.claimed += 1;
         }
-        Note::Closing { entry, queue, outcome } => {
+        Note::HistoryGone { queue, queue_id, counts } => {
+            let change = &mut tally.of(queue, queue_id).counts;
+            change.completed -= counts.completed;
+            change.failed -= counts.failed;
+            change.cancelled -= counts.cancelled;
+        }
+        Note::Closing { entry, queue, queue_id, outcome } => {
             drop_entry(frontier, entry);
-            let change = tally.of(queue);
+            let change = tally.of(queue, queue_id);
             change.counts.running -= 1;
             match outcome {
                 Outcome::Completed => {
@@ -489,9 +514,9 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                 Outcome::Moved => {}
             }
         }
-        Note::Guard { entry, queue, sub, .. } => {
+        Note::Guard { entry, queue, queue_id, sub, .. } => {
             drop_entry(frontier, entry);
-            let change = tally.of(queue);
+            let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) -= 1;
             change.counts.cancelled += 1;
         }
@@ -529,14 +554,14 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
 
 fn drop_entry(frontier: &Frontier, entry: EntryRef) {
     let gone = frontier.with_partition(entry.partition, |partition| {
-        let there = partition.named(entry).is_some();
-        if there {
+        let queue = partition.named(entry).map(|entry| entry.queue);
+        if queue.is_some() {
             partition.free(entry.slot);
         }
-        there
+        queue
     });
-    if gone {
-        frontier.return_entries(1);
+    if let Some(queue) = gone {
+        frontier.return_entries(queue, 1);
     }
 }
 
@@ -553,7 +578,7 @@ fn forget_queue(frontier: &Frontier, queue: u16) {
             }
             gone
         });
-        frontier.return_entries(gone);
+        frontier.return_entries(queue, gone);
     }
     frontier.queue(queue).clear();
     frontier.wake_work(queue, u64::MAX);
@@ -594,7 +619,7 @@ fn undo(frontier: &Frontier, note: Note) {
                 queue.existence = Existence::Live;
             }
         }
-        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } => {}
+        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } | Note::HistoryGone { .. } => {}
     }
 }
 

@@ -14,7 +14,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
-use crate::frontier::{Frontier, SegmentInfo, build, notes};
+use crate::frontier::{Frontier, Reserve, SegmentInfo, build, notes};
 use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RowState, is_own};
@@ -52,6 +52,12 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
         };
         match decide_exit(&entry, None, Outcome::Cancelled, is_own, exits::is_unsettled) {
             Exit::Stale => xact::check_for_interrupts(),
+            // This transaction has put the job back (retry, snooze): the copy that waits is the one to cancel.
+            Exit::Conflict(outcome) if !outcome.is_terminal() => {
+                if let Some(answer) = cancel_waiting(frontier, job_id, reason)? {
+                    return Ok(answer);
+                }
+            }
             Exit::Already | Exit::Conflict(_) => return Ok(Cancelled::AlreadyFinished),
             Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
             Exit::ClaimUncommitted(_) if waits < CLAIM_COMMIT_WAITS => {
@@ -71,7 +77,8 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
 fn entry_of(frontier: &Frontier, job_id: i64) -> Option<(EntryRef, Entry)> {
     let partition = frontier.partition_of(job_id);
     frontier.with_partition(partition, |entries| {
-        let slot = entries.find(job_id, |_| true)?;
+        let newest = |entry: &Entry| entries.find(job_id, |other| other.hop > entry.hop).is_none();
+        let slot = entries.find(job_id, newest)?;
         let stamp = entries.stamp_of(slot);
         entries.get(slot).map(|entry| (EntryRef { partition, slot, stamp }, *entry))
     })
@@ -103,10 +110,11 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
             }
         });
     }
+    let lane = Lane::from_number(seen.lane);
     let note = if was_hole {
-        notes::Note::Guard { entry: name, queue: seen.queue, sub: Lane::from_number(seen.lane).sub, was_hole: true }
+        notes::Note::Guard { entry: name, queue: seen.queue, queue_id: lane.queue_id, sub: lane.sub, was_hole: true }
     } else {
-        notes::Note::Closing { entry: name, queue: seen.queue, outcome: Outcome::Cancelled }
+        notes::Note::Closing { entry: name, queue: seen.queue, queue_id: lane.queue_id, outcome: Outcome::Cancelled }
     };
     notes::push(note);
     let (segment, rel) = exits::segment_of(frontier, seen.generation)?;
@@ -152,10 +160,10 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     let lane = Lane::from_number(head.lane);
     let Some(place) = place_of(frontier, lane.queue_id) else { return Ok(Some(Cancelled::NotFound)) };
     notes::reserve(frontier, 1)?;
-    if frontier.reserve_entries(1, 0) == 0 {
+    if frontier.reserve_entries(place, 1, Reserve::Operator) == 0 {
         return Err(pool_is_full());
     }
-    notes::promise(1);
+    notes::promise(place, 1);
     let guard = Entry {
         job_id,
         hop: head.hop,
@@ -174,7 +182,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     };
     let partition = frontier.partition_of(job_id);
     let inserted = frontier.with_partition(partition, |entries| {
-        if entries.find(job_id, |_| true).is_some() {
+        if entries.find(job_id, |other| other.hop >= head.hop).is_some() {
             return Err(InsertRefusal::Exists(0));
         }
         entries.insert(guard).map(|slot| EntryRef { partition, slot, stamp: entries.stamp_of(slot) })
@@ -187,7 +195,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         }
     };
     notes::use_promised();
-    notes::push(notes::Note::Guard { entry: name, queue: place, sub: lane.sub, was_hole: false });
+    notes::push(notes::Note::Guard { entry: name, queue: place, queue_id: lane.queue_id, sub: lane.sub, was_hole: false });
     // The guard stands: whatever had happened to this copy before is in the evidence by now.
     let ready = ready::open_for_write(&found.segment)?;
     frontier.check_current()?;
@@ -195,7 +203,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
     if !newest || closed.fate(job_id, head.hop) != awa_protocol::rebuild::Fate::Ready {
         frontier.with_partition(partition, |entries| entries.free(name.slot));
-        frontier.return_entries(1);
+        frontier.return_entries(place, 1);
         notes::retract_last();
         let finished = matches!(closed.fate(job_id, head.hop), awa_protocol::rebuild::Fate::Closed(outcome) if outcome.is_terminal());
         return Ok(if finished { Some(Cancelled::AlreadyFinished) } else { None });

@@ -9,7 +9,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
-use crate::frontier::{Frontier, notes};
+use crate::frontier::{Frontier, Reserve, notes};
 use crate::ops::handle::Queue;
 use crate::ops::taking::{Taken, Taker, Terms};
 use crate::ops::validate;
@@ -36,9 +36,7 @@ impl Request {
 /// Claims from the queues in the order given until the batch is full; puts the jobs into `rows`. The second element names the queue.
 pub fn claim(frontier: &Frontier, queues: &[(Queue, Vec<u8>)], request: &Request, rows: &mut Rows<'_>) -> Result<usize> {
     let alone = claims_alone();
-    let wanted = u32::try_from(request.batch_size).unwrap_or(u32::MAX);
     notes::reserve(frontier, 0)?;
-    notes::promise(frontier.reserve_entries(wanted, operator_reserve()));
     let mut count = 0;
     for (queue, name) in queues {
         if count >= request.batch_size {
@@ -53,7 +51,10 @@ pub fn claim(frontier: &Frontier, queues: &[(Queue, Vec<u8>)], request: &Request
             heartbeat_timeout: request.heartbeat_timeout.unwrap_or(settings.heartbeat_timeout),
         };
         let mut taker = Taker::new(frontier, *queue, terms, request.batch_size - count);
+        let wanted = u32::try_from(request.batch_size - count).unwrap_or(u32::MAX);
+        notes::promise(queue.place, frontier.reserve_entries(queue.place, wanted, Reserve::Claim));
         taker.run()?;
+        notes::settle_promise(frontier);
         count += taker.taken.len();
         append_evidence(frontier, &terms, &taker.taken)?;
         for job in &taker.taken {
@@ -62,22 +63,15 @@ pub fn claim(frontier: &Frontier, queues: &[(Queue, Vec<u8>)], request: &Request
         if taker.pool_is_full {
             notice(
                 Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "fewer jobs were claimed than are due: too many jobs are in flight")
-                    .detail("Every claimed and unfinished job takes a place in shared memory, and the places are used up.")
+                    .detail("Every claimed and unfinished job takes a place in shared memory; all places, or the three quarters a queue may have, are used up.")
                     .hint("Finish or cancel running jobs, or raise awa.max_in_flight and restart the server."),
             );
-            break;
         }
     }
-    notes::settle_promise(frontier);
     if count > 0 {
         notes::set_claim_only(alone.then(xact::xact_last_rec_end));
     }
     Ok(count)
-}
-
-/// Places that claims leave free, for cancels and for returned jobs.
-fn operator_reserve() -> u32 {
-    64
 }
 
 /// Has the transaction logged nothing but claims so far, and will it end with this statement?

@@ -113,7 +113,8 @@ fn begin(frontier: &Frontier, job_id: i64, lease: i64, outcome: Outcome) -> Resu
                     free
                 });
                 if marked == Some(true) {
-                    notes::push(notes::Note::Closing { entry: name, queue: entry.queue, outcome });
+                    let queue_id = Lane::from_number(entry.lane).queue_id;
+                    notes::push(notes::Note::Closing { entry: name, queue: entry.queue, queue_id, outcome });
                     return Ok(Ok((name, entry)));
                 }
             }

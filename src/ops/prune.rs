@@ -5,8 +5,11 @@
 //! ready entries first and evidence last. Truncation is not undone by a rollback: until "pruned" is committed, the slot is neither read
 //! nor opened, and the next prune truncates it again.
 
+use std::collections::BTreeMap;
+
 use awa_protocol::lane::Lane;
-use awa_protocol::queue::Existence;
+use awa_protocol::lifecycle::Outcome as End;
+use awa_protocol::queue::{Counts, Existence};
 use awa_protocol::rebuild::Fate;
 use awa_protocol::ring::{Segment, SegmentState};
 use pgrx::PgSqlErrorCode as Code;
@@ -55,18 +58,26 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<O
     if !writers.is_empty() {
         return Ok(about("blocked", segment, holders(&writers)));
     }
-    if let Some(reason) = unfinished(frontier, info)? {
+    let mut history = BTreeMap::new();
+    if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started"))?;
-    notes::reserve(frontier, 1)?;
+    notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
+    for place in 0..frontier.queue_slots() {
+        let queue_id = frontier.queue(place).queue_id;
+        if let Some(counts) = history.get(&queue_id) {
+            notes::push(notes::Note::HistoryGone { queue: place, queue_id, counts: *counts });
+        }
+    }
     xact::force_synchronous_commit();
     Ok(about("prune_started", segment, None))
 }
 
 /// Per job, never by counting: every committed copy must be closed, and no row may be of an unfinished transaction.
-fn unfinished(frontier: &Frontier, info: &SegmentInfo) -> Result<Option<String>> {
+/// `history`: finished jobs by queue.
+fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<Option<String>> {
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
     let mut live: Vec<i32> = Vec::new();
@@ -83,18 +94,31 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo) -> Result<Option<String>>
             RowState::Own(_) | RowState::InProgress(_) => return Ok(Some("a row belongs to an unfinished transaction".to_owned())),
             RowState::Committed => {
                 let seen = build::ready_row(&row);
+                let queue_id = Lane::from_number(seen.lane).queue_id;
                 let open = match fold.fate(seen.job_id, seen.hop) {
-                    Fate::Closed(_) => None,
+                    Fate::Closed(outcome) => {
+                        count(history.entry(queue_id).or_default(), outcome);
+                        None
+                    }
                     Fate::Open(_) => Some("running"),
                     Fate::Ready => Some("waiting"),
                 };
-                if let Some(state) = open.filter(|_| live.contains(&Lane::from_number(seen.lane).queue_id)) {
+                if let Some(state) = open.filter(|_| live.contains(&queue_id)) {
                     return Ok(Some(format!("job {} is {state}", seen.job_id)));
                 }
             }
         }
     }
     Ok(None)
+}
+
+fn count(counts: &mut Counts, outcome: End) {
+    match outcome {
+        End::Completed => counts.completed += 1,
+        End::Failed => counts.failed += 1,
+        End::Cancelled => counts.cancelled += 1,
+        End::Retry | End::Snooze | End::Moved => {}
+    }
 }
 
 fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {
@@ -115,7 +139,7 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
             None => return Ok(about("blocked", segment, holders(&lock_conflicts(oid, Lock::AccessExclusive)))),
         }
     }
-    if let Some(reason) = unfinished(frontier, info)? {
+    if let Some(reason) = unfinished(frontier, info, &mut BTreeMap::new())? {
         return Err(Error::new(Code::ERRCODE_DATA_CORRUPTED, format!("segment {} has unfinished jobs after it was proved drained", segment.generation))
             .detail(format!("Found: {reason}."))
             .hint("Nothing was truncated. Run awa.verify()."));

@@ -63,6 +63,8 @@ pub struct Taker<'f> {
     avoid_gaps: Vec<u64>,
     xid: Option<u64>,
     pub pool_is_full: bool,
+    /// Holes whose rows the caller's snapshot does not show: given back at the end of the call.
+    set_aside: Vec<EntryRef>,
     snapshot_bound: bool,
 }
 
@@ -91,11 +93,21 @@ impl<'f> Taker<'f> {
             avoid_gaps: Vec::new(),
             xid: None,
             pool_is_full: false,
+            set_aside: Vec::new(),
             snapshot_bound: xact::isolation_uses_snapshot(),
         }
     }
 
     pub fn run(&mut self) -> Result<()> {
+        self.take()?;
+        for name in std::mem::take(&mut self.set_aside) {
+            notes::retract_claim(name);
+            notes::give_back(self.frontier, name, self.queue.place);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<()> {
         let mut waits = 0;
         while self.taken.len() < self.limit {
             let ended = self.ended_gaps();
@@ -387,11 +399,11 @@ impl<'f> Taker<'f> {
             Err(InsertRefusal::Full) => return Ok(Reserved::PoolFull),
         };
         notes::use_promised();
-        notes::push(Note::Claimed { entry: name, queue: self.queue.place, sub, published: false });
+        notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: false });
         if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head)? {
             self.frontier.with_partition(partition, |entries| entries.free(name.slot));
             notes::retract_last();
-            notes::promise(1);
+            notes::promise(self.queue.place, 1);
             return Ok(Reserved::No);
         }
         self.taken.push(copy_row(row, segment.info.generation, head, lease));
@@ -427,7 +439,7 @@ impl<'f> Taker<'f> {
                 });
                 if let Some((name, entry)) = claimed {
                     let sub = Lane::from_number(entry.lane).sub;
-                    notes::push(Note::Claimed { entry: name, queue: self.queue.place, sub, published: true });
+                    notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: true });
                     popped.push((name, entry));
                 }
             }
@@ -447,24 +459,24 @@ impl<'f> Taker<'f> {
                 if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head_of(entry))? {
                     false
                 } else {
-                    self.take_hole_row(&segment, entry)?
+                    self.take_hole_row(&segment, name, entry)?
                 }
             }
         };
         if !row_is_there {
             self.frontier.with_partition(name.partition, |entries| entries.free(name.slot));
-            self.frontier.return_entries(1);
+            self.frontier.return_entries(self.queue.place, 1);
             notes::retract_claim(name);
         }
         Ok(())
     }
 
-    fn take_hole_row(&mut self, segment: &OpenSegment, entry: &Entry) -> Result<bool> {
+    fn take_hole_row(&mut self, segment: &OpenSegment, name: EntryRef, entry: &Entry) -> Result<bool> {
         let mut fetch = TidFetch::begin(&segment.rel);
         if let Some(row) = fetch.fetch(entry.tid)
             && is_row_of(&row, entry)
         {
-            self.taken.push(copy_row(&row, entry.generation, ready::head(&row), entry.lease));
+            self.accept_hole(&row, name, entry);
             return Ok(true);
         }
         let mut scan = IndexScan::begin(&segment.rel, &segment.index, entry.lane, entry.key)?;
@@ -473,11 +485,19 @@ impl<'f> Taker<'f> {
                 break;
             }
             if is_row_of(&row, entry) {
-                self.taken.push(copy_row(&row, entry.generation, ready::head(&row), entry.lease));
+                self.accept_hole(&row, name, entry);
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    fn accept_hole(&mut self, row: &RawRow<'_>, name: EntryRef, entry: &Entry) {
+        if self.snapshot_bound && !row.visible_to_caller() {
+            self.set_aside.push(name);
+        } else {
+            self.taken.push(copy_row(row, entry.generation, ready::head(row), entry.lease));
+        }
     }
 }
 

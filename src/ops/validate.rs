@@ -56,8 +56,13 @@ pub fn duration(value: Option<i64>, argument: &str) -> Result<i64> {
     }
 }
 
+/// Bytes of a value without its length word.
+fn content_size(value: Datum) -> usize {
+    datum_size(value).saturating_sub(4)
+}
+
 pub fn payload(value: Datum, argument: &str) -> Result<()> {
-    let size = datum_size(value);
+    let size = content_size(value);
     if size > limits::PAYLOAD_BYTES {
         return Err(Error::new(Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("{argument} is too large for a job"))
             .detail(format!("It has {size} bytes; the limit is {}.", limits::PAYLOAD_BYTES))
@@ -74,7 +79,7 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
     }
     for tag in tags {
         let tag = not_null(tag, "a tag")?;
-        if datum_size(tag) > limits::TAG_BYTES {
+        if content_size(tag) > limits::TAG_BYTES {
             return Err(invalid(format!("a tag has at most {} bytes", limits::TAG_BYTES)));
         }
     }

@@ -157,6 +157,7 @@ pub fn too_many_queues_are_refused(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(error.as_ref().is_some_and(|(code, hint)| code == "53400" && hint.contains("awa.max_queues")), "got {error:?}");
     enqueue(&mut client, 3)?;
     ensure!(drain(&mut client)?.len() == 3, "the first queue is broken");
-    client.batch_execute("SELECT awa.drop_queue('second'); SELECT awa.create_queue('third')")?;
+    client.batch_execute("SELECT awa.drop_queue('second')")?;
+    client.batch_execute("SELECT awa.create_queue('third')")?;
     Ok(())
 }

@@ -42,6 +42,18 @@ suites! {
         a_claim_that_meets_a_rebuild_leaves_the_pool_in_order, an_enqueue_that_meets_a_rebuild_succeeds,
         a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
         a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
+        a_long_enqueue_watched_by_claimers_loses_no_row, a_pruned_segment_leaves_the_counts,
+    ];
+    stress_mixed: [
+        every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
+        every_acknowledged_job_has_one_end_over_rebuilds,
+    ];
+    waiting: [
+        a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
+        a_waiting_session_holds_no_snapshot, a_wait_in_a_transaction_is_refused, a_waiting_session_can_be_cancelled,
+        a_terminated_wait_leaves_nothing_behind, a_scheduled_job_wakes_when_it_is_due, a_commit_prepared_wakes_a_waiting_session,
+        a_prepared_transaction_wakes_a_session_that_slept_before, resuming_a_queue_wakes_its_workers,
+        dropping_a_queue_and_rebuilding_wake_its_workers,
     ];
     hostile_pool: [
         a_full_pool_hands_out_fewer_jobs_and_says_so, a_rolled_back_claim_that_filled_the_pool_can_be_claimed_again,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use postgres::Client;
+use postgres::error::SqlState;
 
 use super::{Stage, claim, complete, drain, enqueue, ids, sorted};
 use crate::process::wait_until;
@@ -24,8 +25,19 @@ pub fn see_blocked(observer: &mut Client, pid: i32) -> Result<()> {
     Ok(())
 }
 
+/// A call that met a rebuild may be refused as one that met another's update: run it again.
+fn persist<T>(client: &mut Client, mut work: impl FnMut(&mut Client) -> Result<T>) -> Result<T> {
+    let is_refused = |error: &anyhow::Error| {
+        error.downcast_ref::<postgres::Error>().is_some_and(|error| error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE))
+    };
+    match work(client) {
+        Err(error) if is_refused(&error) => work(client),
+        result => result,
+    }
+}
+
 /// Runs `late` in a session that arrives while `awa.rebuild()` waits for an open transaction: it gets on after the rebuild.
-fn during_a_rebuild<T: Send>(stage: &Stage<'_>, late: impl FnOnce(&mut Client) -> Result<T> + Send) -> Result<T> {
+fn during_a_rebuild<T: Send>(stage: &Stage<'_>, late: impl FnMut(&mut Client) -> Result<T> + Send) -> Result<T> {
     let (mut producer, mut operator, mut worker, mut observer) =
         (stage.connect()?, stage.connect()?, stage.connect()?, stage.connect()?);
     let (operator_pid, worker_pid) = (pid_of(&mut operator)?, pid_of(&mut worker)?);
@@ -33,7 +45,7 @@ fn during_a_rebuild<T: Send>(stage: &Stage<'_>, late: impl FnOnce(&mut Client) -
     thread::scope(|scope| {
         let rebuild = scope.spawn(move || operator.batch_execute("SELECT awa.rebuild()"));
         see_blocked(&mut observer, operator_pid)?;
-        let late = scope.spawn(move || late(&mut worker));
+        let late = scope.spawn(move || persist(&mut worker, late));
         see_blocked(&mut observer, worker_pid)?;
         producer.batch_execute("COMMIT")?;
         rebuild.join().map_err(|_| anyhow!("a thread panicked"))?.context("rebuild")?;
@@ -155,4 +167,42 @@ pub fn a_job_passed_by_while_its_cancel_rolls_back_comes_out(stage: &mut Stage<'
     stage.verify_clean()?;
     ensure!(ids(&claim(&mut two, 4)?) == jobs[..2], "the jobs whose cancel was rolled back did not come out");
     Ok(())
+}
+
+// If this fails, a batch of more rows than one registration takes loses some when a claimer comes by while it is being appended.
+pub fn a_long_enqueue_watched_by_claimers_loses_no_row(stage: &mut Stage<'_>) -> Result<()> {
+    const ROWS: usize = 20_000;
+    for _ in 0..8 {
+        let (mut producer, mut worker) = (stage.connect()?, stage.connect()?);
+        let mut claimed = Vec::new();
+        let enqueued = thread::scope(|scope| {
+            let producer = scope.spawn(move || enqueue(&mut producer, ROWS));
+            while !producer.is_finished() {
+                // Seldom enough that the producer gets on by more than one registration.
+                claimed.extend(claim(&mut worker, 1)?);
+                thread::sleep(Duration::from_millis(2));
+            }
+            producer.join().map_err(|_| anyhow!("a thread panicked"))?
+        })?;
+        stage.verify_clean()?;
+        claimed.extend(claim(&mut worker, i32::try_from(ROWS)?)?);
+        ensure!(sorted(ids(&claimed)) == sorted(enqueued), "{ROWS} were enqueued, {} came out", claimed.len());
+        let (jobs, leases): (Vec<i64>, Vec<i64>) = claimed.iter().map(|attempt| (attempt.job_id, attempt.run_lease)).unzip();
+        worker.execute("SELECT awa.complete_many($1, $2)", &[&jobs, &leases])?;
+    }
+    Ok(())
+}
+
+// If this fails, finished jobs are counted that are no longer in the ring.
+pub fn a_pruned_segment_leaves_the_counts(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    enqueue(&mut client, 3)?;
+    drain(&mut client)?;
+    let mut said = Vec::new();
+    for call in ["rotate", "prune", "prune"] {
+        client.batch_execute("SET awa.prune_grace = 0")?;
+        said.push(client.query_one(&format!("SELECT outcome FROM awa.{call}()"), &[])?.try_get::<_, String>(0)?);
+    }
+    ensure!(said == ["rotated", "prune_started", "pruned"], "{said:?}");
+    stage.verify_clean()
 }

@@ -1,0 +1,151 @@
+//! Twelve sessions do everything at once, at random, and are cancelled and killed while they do it. The clients keep their own books:
+//! at the end each acknowledged job has had exactly one end, and log and frontier tell the same story, before and after a rebuild.
+//!
+//! `AWA_SEED` repeats the choices of a run (not the order in which the server meets them), `AWA_STRESS_STEPS` makes it longer.
+
+mod actions;
+mod book;
+mod operator;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use postgres::{Client, NoTls};
+
+use self::book::Book;
+use self::worker::Worker;
+use super::Stage;
+use crate::process::wait_until;
+
+const WORKERS: usize = 12;
+pub const QUEUES: [&str; 3] = ["q", "second", "third"];
+
+/// A number from the environment, for longer runs and for repeating one.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// What the operator may do besides cancelling and killing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mischief {
+    None,
+    /// Rotate, prune, pause, alter, cancel and terminate.
+    Usual,
+    /// The same, and rebuilds.
+    Rebuilds,
+}
+
+// If this fails, jobs are lost, run twice, or counted wrongly in ordinary use with failures.
+pub fn every_acknowledged_job_has_one_end(stage: &mut Stage<'_>) -> Result<()> {
+    run(stage, Mischief::Usual)
+}
+
+// If this fails, it does even when nobody is cancelled or killed and the ring stands still.
+pub fn every_acknowledged_job_has_one_end_in_quiet_times(stage: &mut Stage<'_>) -> Result<()> {
+    run(stage, Mischief::None)
+}
+
+// If this fails, an operator cannot rebuild while the queue is in use.
+pub fn every_acknowledged_job_has_one_end_over_rebuilds(stage: &mut Stage<'_>) -> Result<()> {
+    run(stage, Mischief::Rebuilds)
+}
+
+fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
+    let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
+    let steps = number("AWA_STRESS_STEPS", 250);
+    println!("        stress_mixed: AWA_SEED={seed} AWA_STRESS_STEPS={steps}");
+    stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms')")?;
+    // The kind is known before any snapshot that a worker will keep.
+    stage.connect()?.batch_execute("SELECT awa.cancel(awa.enqueue('q', 'stress'))")?;
+    let book = Book::default();
+    let pids: Vec<AtomicI32> = (0..WORKERS).map(|_| AtomicI32::new(0)).collect();
+    let config = stage.config();
+    let over = AtomicBool::new(false);
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let workers: Vec<_> = pids
+            .iter()
+            .enumerate()
+            .map(|(number, pid)| {
+                let (book, config) = (&book, &config);
+                let builder = thread::Builder::new().name(format!("worker {number}"));
+                builder.spawn_scoped(scope, move || Worker::new(seed, number, book, config, pid)?.run(steps))
+            })
+            .collect();
+        let operator = (mischief != Mischief::None).then(|| scope.spawn(|| operator::run(seed, mischief, &config, &pids, &over)));
+        let mut results: Vec<Result<()>> = Vec::new();
+        for worker in workers {
+            results.push(match worker {
+                Ok(worker) => worker.join().unwrap_or_else(|_| Err(anyhow!("a worker panicked"))),
+                Err(error) => Err(error.into()),
+            });
+        }
+        over.store(true, Ordering::Relaxed);
+        results.extend(operator.map(|operator| operator.join().unwrap_or_else(|_| Err(anyhow!("the operator panicked")))));
+        results
+    });
+    results.into_iter().collect::<Result<Vec<()>>>()?;
+    stage.connect()?.batch_execute(&QUEUES.map(|queue| format!("SELECT awa.resume_queue('{queue}');")).concat())?;
+    settle(stage)?;
+    stage.verify_clean()?;
+    let before = counts(stage)?;
+    stage.connect()?.batch_execute("SELECT awa.rebuild()")?;
+    stage.verify_clean()?;
+    let after = counts(stage)?;
+    ensure!(before == after, "counts before the rebuild\n{before:#?}\nand after it\n{after:#?}");
+    book.finish_open_attempts(&mut stage.connect()?)?;
+    drain(&book, &mut stage.connect()?)?;
+    stage.verify_clean()?;
+    book.balance()
+}
+
+/// Killed sessions may take a moment to go.
+fn settle(stage: &Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    let gone = wait_until(Duration::from_secs(30), || {
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        client.query_one(others, &[]).is_ok_and(|row| row.try_get::<_, i64>(0).is_ok_and(|count| count == 0))
+    });
+    ensure!(gone, "sessions of workers are still there");
+    Ok(())
+}
+
+fn counts(stage: &Stage<'_>) -> Result<Vec<String>> {
+    let rows = stage.connect()?.query("SELECT c::text FROM awa.queue_counts() AS c ORDER BY queue", &[])?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
+/// Claims and completes until no job is left, those of the near future included.
+fn drain(book: &Book, client: &mut Client) -> Result<()> {
+    let claim = "SELECT job_id, run_lease, attempt, (args ->> 't')::bigint FROM awa.claim($1::text[], 64)";
+    let mut failure = None;
+    let empty = wait_until(Duration::from_secs(60), || {
+        let mut round = || -> Result<bool> {
+            let since = book.now();
+            let rows = client.query(claim, &[&QUEUES.as_slice()])?;
+            for row in &rows {
+                let attempt = book.delivered(row, since)?;
+                client.query_one("SELECT awa.complete($1, $2)", &[&attempt.job_id, &attempt.run_lease])?;
+                book.drained(attempt);
+            }
+            Ok(rows.is_empty() && client.query_one("SELECT count(*) FROM awa.jobs", &[])?.try_get::<_, i64>(0)? == 0)
+        };
+        round().unwrap_or_else(|error| {
+            failure = Some(error);
+            true
+        })
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let left = client.query("SELECT j::text FROM awa.jobs AS j LIMIT 10", &[])?;
+    let left: Vec<String> = left.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    ensure!(empty, "jobs that never come out:\n{}", left.join("\n"));
+    Ok(())
+}
+
+fn connect(config: &postgres::Config) -> Result<Client> {
+    Ok(config.connect(NoTls)?)
+}
