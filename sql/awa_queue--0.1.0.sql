@@ -398,7 +398,8 @@ COMMENT ON FUNCTION awa.claim(text, integer, interval, interval) IS
 nothing is due, the queue is paused, or others hold what is due. Never two callers get the same attempt. deadline and heartbeat_timeout:
 for these attempts (NULL: as the queue says; zero: none). A rollback, also to a savepoint, gives the jobs back at once, at no cost of an attempt.
 Alone in its transaction the commit does not wait for the disk (awa.asynchronous_claim): a crash may then give the jobs back.
-Waits at most half a second, for claimers that hold the turn. Fewer rows with a NOTICE of SQLSTATE 53400: awa.max_in_flight is used up.
+Waits at most half a second, for claimers that hold the turn. Fewer rows with a NOTICE of SQLSTATE 53400: awa.max_in_flight, or the
+queue''s three quarters of it, are used up.
 Errors: 22023 value out of range; 25006 read-only; 55000 a segment table was rewritten; 40001 rebuild() ran meanwhile.
 Locks: RowExclusive on ready_entries and lease_claims of each segment visited.';
 COMMENT ON FUNCTION awa.claim(text[], integer, interval, interval) IS

@@ -86,8 +86,8 @@ BEGIN
         COMMIT;
     END LOOP;
 END $$;
--- Up to a quarter of jitter is added, so that jobs that failed together are not tried together.
-SELECT attempt, CASE WHEN wait BETWEEN w.base AND w.base * 1.25 + interval '10 seconds' THEN 'as expected' ELSE wait::text END AS wait
+-- Up to a quarter of it is left out, so that jobs that failed together are not tried together; never more than backoff_max.
+SELECT attempt, CASE WHEN wait BETWEEN w.base * 0.74 - interval '10 seconds' AND w.base THEN 'as expected' ELSE wait::text END AS wait
   FROM waits, LATERAL (SELECT least(interval '1 hour', interval '1 second' * power(2, least(attempt, 30) - 1)) AS base) AS w ORDER BY attempt;
 SELECT attempt, state FROM awa.job(:job_id);
 SELECT jsonb_array_length(errors) FROM awa.job(:job_id);

@@ -47,7 +47,9 @@ fn claim_queues(call: &mut Call<'_>) -> Result<Ret> {
     Frontier::with(call, |frontier| {
         let names = validate::not_null(call.array_datums(0, pgrx::pg_sys::TEXTOID)?, "queues")?;
         if names.is_empty() {
-            return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "queues must name at least one queue"));
+            return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "queues must name at least one queue")
+            .detail("The array is empty.")
+            .hint("Give the names in the order in which they are to be served."));
         }
         let mut queues = Vec::with_capacity(names.len());
         for name in names {

@@ -322,8 +322,18 @@ pub fn settle_prepared(frontier: &Frontier) {
 }
 
 /// The rows stay in progress until COMMIT PREPARED, which runs no callback: a claimer that meets them keeps a gap.
+/// Sleepers are told, so that they look and learn of the gap: from then on they look again by themselves.
 fn on_prepare() {
     finish_session_state();
+    if let Some(frontier) = FRONTIER.get().filter(Frontier::is_current) {
+        NOTES.with_borrow(|notes| {
+            for noted in notes.iter() {
+                if let Note::Enqueued { queue, rows, .. } = noted.note {
+                    frontier.wake_work(queue, rows as u64);
+                }
+            }
+        });
+    }
     NOTES.with_borrow_mut(Vec::clear);
     FRONTIER.set(None);
 }
@@ -413,6 +423,8 @@ struct Change {
     queue_id: i32,
     counts: Counts,
     totals: Totals,
+    /// Rows that may wake a sleeper.
+    appended: u64,
 }
 
 /// Sums up by queue, so that each queue is locked once.
@@ -444,16 +456,15 @@ impl Tally {
                 }
                 add_counts(&mut queue.counts, &change.counts);
                 let totals = &mut queue.totals;
-                totals.enqueued += change.totals.enqueued;
+                totals.enqueued = totals.enqueued.wrapping_add(change.totals.enqueued);
                 totals.claimed += change.totals.claimed;
                 totals.completed += change.totals.completed;
                 totals.failed_attempts += change.totals.failed_attempts;
                 totals.snoozed += change.totals.snoozed;
                 queue.waiters
             };
-            let new_rows = change.totals.enqueued;
-            if waiters > 0 && new_rows > 0 {
-                self.frontier.wake_work(change.queue, new_rows.min(u64::from(waiters)));
+            if waiters > 0 && change.appended > 0 {
+                self.frontier.wake_work(change.queue, change.appended.min(u64::from(waiters)));
             }
         }
         self.changes.clear();
@@ -481,7 +492,8 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         Note::Enqueued { queue, queue_id, sub, rows } => {
             let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) += rows;
-            change.totals.enqueued += rows as u64;
+            change.appended += rows as u64;
+            change.totals.enqueued = change.totals.enqueued.wrapping_add(rows as u64);
         }
         Note::Claimed { queue, queue_id, sub, .. } => {
             let change = tally.of(queue, queue_id);
@@ -509,8 +521,15 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                     change.totals.failed_attempts += 1;
                 }
                 Outcome::Cancelled => change.counts.cancelled += 1,
-                Outcome::Retry => change.totals.failed_attempts += 1,
-                Outcome::Snooze => change.totals.snoozed += 1,
+                // The next copy of the same job is no new job.
+                Outcome::Retry => {
+                    change.totals.failed_attempts += 1;
+                    change.totals.enqueued = change.totals.enqueued.wrapping_sub(1);
+                }
+                Outcome::Snooze => {
+                    change.totals.snoozed += 1;
+                    change.totals.enqueued = change.totals.enqueued.wrapping_sub(1);
+                }
                 Outcome::Moved => {}
             }
         }

@@ -60,6 +60,15 @@ fn search(frontier: &Frontier, name: &[u8]) -> Option<Queue> {
     })
 }
 
+/// Does the queue exist for this session? One that is being dropped still does, one that another transaction creates not yet.
+pub fn is_visible(place: u16, queue: &QueueFrontier) -> bool {
+    match queue.existence {
+        Existence::Live | Existence::Dropping => true,
+        Existence::Creating => notes::created_here(place),
+        Existence::Free => false,
+    }
+}
+
 impl Queue {
     pub fn at(place: u16, queue: &QueueFrontier) -> Self {
         Self { place, queue_id: queue.queue_id, stamp: queue.stamp }

@@ -29,7 +29,7 @@ pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_
     for place in 0..frontier.queue_slots() {
         let (shown, counts) = {
             let queue = frontier.queue(place);
-            if queue.existence == Existence::Free || name.is_some_and(|name| name != queue.name()) {
+            if !handle::is_visible(place, &queue) || name.is_some_and(|name| name != queue.name()) {
                 continue;
             }
             let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();
@@ -54,7 +54,7 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
     for place in 0..frontier.queue_slots() {
         let (shown, totals, holes, gaps, oldest, waiters) = {
             let queue = frontier.queue(place);
-            if queue.existence == Existence::Free {
+            if !handle::is_visible(place, &queue) {
                 continue;
             }
             let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();

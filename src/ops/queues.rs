@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::frontier::{Frontier, notes};
 use crate::ops::handle::{self, Queue};
 use crate::ops::{rotate, validate};
-use crate::pg::rel::{Lock, wait_for_lockers};
+use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::sql;
 use crate::store::instance;
 use crate::store::queues::{self, Definition};
@@ -44,7 +44,9 @@ impl Wishes {
             }
         }
         if settings.backoff > settings.backoff_max {
-            return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "backoff must not be longer than backoff_max"));
+            return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "backoff must not be longer than backoff_max")
+                .detail(format!("They are {} ms and {} ms.", settings.backoff / 1000, settings.backoff_max / 1000))
+                .hint("Give both, so that backoff is the shorter one."));
         }
         Ok(())
     }
@@ -64,6 +66,8 @@ pub fn create(frontier: &Frontier, name: &[u8], wishes: &Wishes) -> Result<()> {
     wishes.apply(&mut settings)?;
     rotate::ensure_open_segment(frontier)?;
     sql::as_owner(frontier.ledger, instance::write_if_missing)?;
+    // One creator at a time: the second of two with one name waits, and then learns that the queue exists.
+    let _definitions = Rel::open(queues::table()?, Lock::ShareRowExclusive)?;
     sql::as_owner(frontier.ledger, || {
         if queues::lock(name)?.is_some() {
             return Err(Error::new(Code::ERRCODE_DUPLICATE_OBJECT, format!("queue \"{}\" already exists", handle::shown(name)))
@@ -132,7 +136,11 @@ pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
     let own = notes::touches(queue.place);
     if (unfinished > 0 || own) && !force {
         return Err(Error::new(Code::ERRCODE_OBJECT_IN_USE, format!("queue \"{}\" has unfinished jobs", handle::shown(name)))
-            .detail(format!("{} are waiting, {} are running.", counts.immediate + counts.scheduled, counts.running))
+            .detail(if own {
+                "This transaction has enqueued, claimed or finished jobs of it.".to_owned()
+            } else {
+                format!("{} are waiting, {} are running.", counts.immediate + counts.scheduled, counts.running)
+            })
             .hint("Finish or cancel them, or use awa.drop_queue(queue, force => true) to discard them."));
     }
     sql::as_owner(frontier.ledger, || queues::mark_dropped(definition.queue_id))

@@ -13,12 +13,16 @@ fn invalid(message: String) -> Error {
 }
 
 pub fn not_null<T>(value: Option<T>, argument: &str) -> Result<T> {
-    value.ok_or_else(|| Error::new(Code::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be null")))
+    value.ok_or_else(|| {
+        Error::new(Code::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be null"))
+            .hint("Give a value, or leave the argument out where it has a default.")
+    })
 }
 
 pub fn queue_name(name: &[u8]) -> Result<()> {
     if name.is_empty() || name.len() > limits::QUEUE_NAME_BYTES {
-        return Err(invalid(format!("queue name must have 1 to {} bytes", limits::QUEUE_NAME_BYTES)).detail(format!("It has {}.", name.len())));
+        return Err(invalid(format!("queue name must have 1 to {} bytes", limits::QUEUE_NAME_BYTES)).detail(format!("It has {}.", name.len()))
+            .hint("Choose a shorter name, not an empty one."));
     }
     Ok(())
 }
@@ -32,7 +36,9 @@ pub fn priority(value: i32) -> Result<u8> {
 
 pub fn max_attempts(value: i32) -> Result<i16> {
     if !(1..=limits::MAX_ATTEMPTS).contains(&value) {
-        return Err(invalid(format!("max_attempts must be between 1 and {}", limits::MAX_ATTEMPTS)).detail(format!("It is {value}.")));
+        return Err(invalid(format!("max_attempts must be between 1 and {}", limits::MAX_ATTEMPTS))
+            .detail(format!("It is {value}."))
+            .hint("1 means that a job is never tried again."));
     }
     Ok(value as i16)
 }
@@ -41,7 +47,9 @@ pub fn run_at(value: Option<i64>) -> Result<Option<i64>> {
     // A timestamp far outside any calendar would leave no room to count keys upwards.
     const LAST: i64 = i64::MAX / 2;
     match value {
-        Some(at) if !(-LAST..LAST).contains(&at) => Err(invalid("run_at must be a finite time".to_owned())),
+        Some(at) if !(-LAST..LAST).contains(&at) => Err(invalid("run_at is out of range".to_owned())
+            .detail("It is infinite, or further away than any calendar reaches.")
+            .hint("Give a time within the next 100,000 years, or leave run_at out to run the job at once.")),
         other => Ok(other),
     }
 }
@@ -50,8 +58,12 @@ pub fn run_at(value: Option<i64>) -> Result<Option<i64>> {
 pub fn duration(value: Option<i64>, argument: &str) -> Result<i64> {
     const LONGEST: i64 = 100 * 366 * 86_400 * 1_000_000;
     match value {
-        Some(length) if length < 0 => Err(invalid(format!("{argument} must not be negative"))),
-        Some(length) if length > LONGEST => Err(invalid(format!("{argument} must not be longer than 100 years"))),
+        Some(length) if length < 0 => Err(invalid(format!("{argument} must not be negative"))
+            .detail(format!("It is {} ms.", length / 1000))
+            .hint("Zero means none.")),
+        Some(length) if length > LONGEST => Err(invalid(format!("{argument} must not be longer than 100 years"))
+            .detail(format!("It is {} days.", length / 86_400_000_000))
+            .hint("Zero means none.")),
         other => Ok(other.unwrap_or(0)),
     }
 }
@@ -75,12 +87,15 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
     let Some(array) = value else { return Ok(()) };
     let tags = array_elements(array, pg_sys::TEXTOID)?;
     if tags.len() > limits::TAGS {
-        return Err(invalid(format!("a job has at most {} tags", limits::TAGS)).detail(format!("There are {}.", tags.len())));
+        return Err(invalid(format!("a job has at most {} tags", limits::TAGS)).detail(format!("There are {}.", tags.len()))
+            .hint("Put further values into metadata."));
     }
     for tag in tags {
         let tag = not_null(tag, "a tag")?;
         if content_size(tag) > limits::TAG_BYTES {
-            return Err(invalid(format!("a tag has at most {} bytes", limits::TAG_BYTES)));
+            return Err(invalid(format!("a tag has at most {} bytes", limits::TAG_BYTES))
+                .detail(format!("One has {}.", content_size(tag)))
+                .hint("Put long values into metadata."));
         }
     }
     Ok(())
@@ -89,7 +104,7 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
 pub fn batch_size(value: Option<i32>) -> Result<usize> {
     let value = not_null(value, "batch_size")?;
     usize::try_from(value).ok().filter(|n| (1..=limits::JOBS_PER_CALL).contains(n)).ok_or_else(|| {
-        invalid(format!("batch_size must be between 1 and {}", limits::JOBS_PER_CALL)).detail(format!("It is {value}."))
+        invalid(format!("batch_size must be between 1 and {}", limits::JOBS_PER_CALL)).detail(format!("It is {value}.")).hint("Use several calls for more.")
     })
 }
 
@@ -105,7 +120,8 @@ pub fn batch_length(length: usize) -> Result<()> {
 pub fn same_length(what: &str, length: usize, other: &str, other_length: usize) -> Result<()> {
     if length != other_length {
         return Err(Error::new(Code::ERRCODE_ARRAY_ELEMENT_ERROR, format!("{what} and {other} must have the same length"))
-            .detail(format!("{what} has {length} elements, {other} has {other_length}.")));
+            .detail(format!("{what} has {length} elements, {other} has {other_length}."))
+            .hint("Give one element for each job."));
     }
     Ok(())
 }

@@ -87,6 +87,13 @@ fn is_on_its_way(entry: &Entry) -> bool {
     unfinished(entry.close_xid) || (entry.state == State::Claimed && unfinished(entry.claim_xid))
 }
 
+fn shown(counts: &Counts) -> String {
+    format!(
+        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled",
+        counts.immediate, counts.scheduled, counts.running, counts.completed, counts.failed, counts.cancelled
+    )
+}
+
 /// What the frontier says of a queue, copied out under its lock.
 struct Live {
     place: u16,
@@ -287,7 +294,7 @@ impl Comparison {
             let expected = self.counts.get(queue_id).copied().unwrap_or_default();
             if expected != before.counts {
                 let key = Key { problem: "counts", queue_id: *queue_id, job_id: 0, hop: 0 };
-                self.differences.insert(key, format!("the log has {expected:?}, the frontier {:?}", before.counts));
+                self.differences.insert(key, format!("the log has {}; the frontier has {}", shown(&expected), shown(&before.counts)));
             }
         }
     }

@@ -47,7 +47,8 @@ pub fn number(frontier: &Frontier, name: &[u8]) -> Result<i32> {
     }
     if name.is_empty() || name.len() > KIND_NAME_BYTES {
         return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "kind must have 1 to 200 bytes")
-            .detail(format!("It has {}.", name.len())));
+            .detail(format!("It has {}.", name.len()))
+            .hint("Put variable parts into args."));
     }
     let text = bytes_datum(name);
     let mut found = None;

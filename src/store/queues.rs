@@ -3,9 +3,11 @@
 use awa_protocol::queue::Settings;
 use pgrx::pg_sys;
 
-use crate::error::Result;
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
 use crate::pg::call::bytes_datum;
-use crate::pg::{sql, xact};
+use crate::pg::{rel, sql, xact};
 use crate::store::datum;
 
 pub struct Definition {
@@ -37,6 +39,13 @@ fn read(row: &sql::SqlRow<'_>) -> Option<Definition> {
             backoff_max: row.i64(8)?,
             priority_ageing: row.i64(9).unwrap_or(0),
         },
+    })
+}
+
+pub fn table() -> Result<pg_sys::Oid> {
+    rel::relation_oid("awa", "queue_definitions").ok_or_else(|| {
+        Error::new(Code::ERRCODE_UNDEFINED_TABLE, "relation \"awa.queue_definitions\" does not exist")
+            .hint("Run CREATE EXTENSION awa_queue in this database.")
     })
 }
 

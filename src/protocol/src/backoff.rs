@@ -1,6 +1,6 @@
-//! Delay before the next attempt: exponential, clamped before it is computed, with up to a quarter of jitter.
+//! Delay before the next attempt: exponential, clamped before it is computed, shortened by up to a quarter of jitter.
 
-/// `attempt` counts from 1. `seed` is any 64 random bits. Never negative, never above `max` plus a quarter of it.
+/// `attempt` counts from 1. `seed` is any 64 random bits. Never negative, never above `max`.
 pub fn delay(base: i64, max: i64, attempt: u32, seed: u64) -> i64 {
     let max = max.max(0);
     let base = base.clamp(0, max);
@@ -11,7 +11,7 @@ pub fn delay(base: i64, max: i64, attempt: u32, seed: u64) -> i64 {
     if jitter_range == 0 {
         return raw;
     }
-    raw.saturating_add((seed % (jitter_range as u64 + 1)) as i64)
+    raw - (seed % (jitter_range as u64 + 1)) as i64
 }
 
 #[cfg(test)]
@@ -34,7 +34,7 @@ mod tests {
         fn is_bounded_for_every_input(base in any::<i64>(), max in any::<i64>(), attempt in any::<u32>(), seed in any::<u64>()) {
             let d = delay(base, max, attempt, seed);
             prop_assert!(d >= 0);
-            prop_assert!(d <= max.max(0).saturating_add(max.max(0) / 4));
+            prop_assert!(d <= max.max(0));
         }
     }
 }
