@@ -439,7 +439,8 @@ taken back by a rollback; after a restart the deadline is again that of the clai
 Errors: 55000 the lease is not current; 22023 negative by.';
 COMMENT ON PROCEDURE awa.wait(text, interval) IS
 'Sleeps until the queue may have work, or until timeout. A return is a hint, not a promise: call claim(). Holds no snapshot and no lock while
-asleep, so VACUUM is not held back; wakes at the commit that makes work due, and at the next scheduled time.
+asleep, so VACUUM is not held back; wakes at the commit that makes work due, and at the next scheduled time it
+has seen; looks again at least once a minute.
 Errors: 25001 unless it is a statement of its own outside a transaction block, under READ COMMITTED; 22023 negative timeout.';
 
 COMMENT ON FUNCTION awa.create_queue(text, integer, interval, interval, interval, interval, interval, jsonb) IS

@@ -27,3 +27,14 @@ impl Error {
         self
     }
 }
+
+pub fn out_of_memory() -> Error {
+    Error::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
+        .detail("The batch or the live segments are too large for the memory that is left.")
+        .hint("Use smaller batches, or prune finished segments.")
+}
+
+/// Room for `more` elements. Memory that the library takes by itself cannot raise when it runs out: large amounts are asked for here.
+pub fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
+    list.try_reserve(more).map_err(|_| out_of_memory())
+}

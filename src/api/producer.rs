@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::frontier::Frontier;
 use crate::ops::enqueue::{self, NewJob};
 use crate::ops::handle::{self, Queue};
@@ -88,7 +88,8 @@ fn enqueue_many(call: &mut Call<'_>) -> Result<Ret> {
         if let Some(run_ats) = &run_ats {
             validate::same_length("run_ats", run_ats.len(), "args", args.len())?;
         }
-        let mut jobs = Vec::with_capacity(args.len());
+        let mut jobs = Vec::new();
+        reserve(&mut jobs, args.len())?;
         for (index, args) in args.iter().enumerate() {
             let element = |error: Error| error.hint(format!("See element {} of the arrays.", index + 1));
             let args = validate::not_null(*args, "an element of args").map_err(element)?;

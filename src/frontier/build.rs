@@ -18,7 +18,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use super::{Frontier, PARTITIONS, Reserve, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, out_of_memory, reserve};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
 use crate::pg::{sql, xact};
@@ -144,6 +144,10 @@ pub struct Evidence {
 }
 
 impl Reader for Evidence {
+    fn room(&mut self, copies: usize) -> Result<()> {
+        if self.fold.reserve(copies) { Ok(()) } else { Err(out_of_memory()) }
+    }
+
     fn claim(&mut self, job_id: i64, hop: i32, lease: i64, terms: &ClaimTerms) {
         let claim = OpenClaim {
             lease,
@@ -193,6 +197,7 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
             RowState::Dead => continue,
             RowState::Own(xid) | RowState::InProgress(xid) => {
                 let seen = ready_row(&row);
+                reserve(&mut unfinished, 1)?;
                 unfinished.push((seen.lane, xid, seen.position));
                 continue;
             }
@@ -229,6 +234,7 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
             let seen = ready_row(&row);
             let fate = fold.fate(seen.job_id, seen.hop);
             if fold.second_pass(&seen, &fate) && places.contains_key(&Lane::from_number(seen.lane).queue_id) {
+                reserve(&mut holes, 1)?;
                 holes.push(seen);
             }
         }

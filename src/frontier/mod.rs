@@ -327,6 +327,10 @@ impl Frontier {
         self.with_partition(name.partition, |partition| partition.named(name).map(body))
     }
 
+    pub fn entries_of_a_partition(&self) -> usize {
+        self.shared.entries_each / PARTITIONS
+    }
+
     /// A number for the entry within the database, as hole lists use it.
     pub fn link_of(&self, name: EntryRef) -> u32 {
         name.partition * (self.shared.entries_each / PARTITIONS) as u32 + name.slot

@@ -78,6 +78,9 @@ thread_local! {
 pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
     FRONTIER.set(Some(*frontier));
     NOTES.with_borrow_mut(|notes| {
+        if notes.is_empty() && notes.capacity() > 16_384 {
+            notes.shrink_to(256);
+        }
         notes.try_reserve(more).map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
     })
 }
@@ -411,9 +414,6 @@ fn on_commit() {
             tally.flush();
         }
         notes.clear();
-        if notes.capacity() > 4096 {
-            notes.shrink_to(256);
-        }
     });
 }
 

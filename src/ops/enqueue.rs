@@ -12,7 +12,7 @@ use awa_protocol::queue::{Refusal, TrackId, Wanted};
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::frontier::{Frontier, notes};
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
@@ -35,13 +35,16 @@ pub struct NewJob {
 /// Returns the identifiers, in the order of `jobs`.
 pub fn enqueue(frontier: &Frontier, queue: Queue, jobs: &[NewJob]) -> Result<Vec<i64>> {
     let now = xact::now();
-    let mut ids = Vec::with_capacity(jobs.len());
+    let mut ids = Vec::new();
+    reserve(&mut ids, jobs.len())?;
     for _ in jobs {
         ids.push(next_job_id(frontier)?);
     }
     for priority in 0..4u8 {
         for sub in [SubLane::Immediate, SubLane::Scheduled] {
-            let entries: Vec<NewEntry> = jobs
+            let mut entries: Vec<NewEntry> = Vec::new();
+            reserve(&mut entries, jobs.len())?;
+            let chosen = jobs
                 .iter()
                 .zip(&ids)
                 .filter(|(job, _)| job.priority == priority && job.run_at.is_some() == (sub == SubLane::Scheduled))
@@ -58,8 +61,8 @@ pub fn enqueue(frontier: &Frontier, queue: Queue, jobs: &[NewJob]) -> Result<Vec
                     metadata: job.metadata,
                     errors: None,
                     args: job.args,
-                })
-                .collect();
+                });
+            entries.extend(chosen);
             append(frontier, queue, priority, sub, entries)?;
         }
     }

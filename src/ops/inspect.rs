@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use awa_protocol::attempt::State;
 use awa_protocol::lane::Lane;
 use awa_protocol::lifecycle::Outcome;
-use awa_protocol::queue::{Existence, NO_KEY};
+use awa_protocol::limits::QUEUE_NAME_BYTES;
+use awa_protocol::queue::{NO_KEY, QueueFrontier};
 use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
-use crate::error::Result;
+use crate::error::{Result, out_of_memory};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::handle;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
@@ -20,6 +21,20 @@ use crate::pg::scan::{HeapScan, RawRow, RowState};
 use crate::pg::xact;
 use crate::store::evidence::{self, ClaimTerms, Reader};
 use crate::store::{datum, kinds, ready, segments};
+
+/// Copied out under the lock of the queue, where nothing may be allocated.
+type Name = heapless::Vec<u8, QUEUE_NAME_BYTES>;
+
+fn name_of(queue: &QueueFrontier) -> Name {
+    let mut name = Name::new();
+    let _ = name.extend_from_slice(queue.name());
+    name
+}
+
+pub fn named(frontier: &Frontier, place: u16) -> Option<(i32, Name)> {
+    let queue = frontier.queue(place);
+    handle::is_visible(place, &queue).then(|| (queue.queue_id, name_of(&queue)))
+}
 
 pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_>) -> Result<()> {
     notes::settle_prepared(frontier);
@@ -32,9 +47,7 @@ pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_
             if !handle::is_visible(place, &queue) || name.is_some_and(|name| name != queue.name()) {
                 continue;
             }
-            let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();
-            let _ = bytes.extend_from_slice(queue.name());
-            (bytes, queue.counts)
+            (name_of(&queue), queue.counts)
         };
         rows.put(&[
             Some(bytes_datum(&shown)),
@@ -57,10 +70,8 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             if !handle::is_visible(place, &queue) {
                 continue;
             }
-            let mut bytes: heapless::Vec<u8, 128> = heapless::Vec::new();
-            let _ = bytes.extend_from_slice(queue.name());
             let oldest = queue.tracks().iter().map(|track| track.head).min().unwrap_or(NO_KEY);
-            (bytes, queue.totals, queue.hole_count(), queue.gaps().len(), oldest, queue.waiters)
+            (name_of(&queue), queue.totals, queue.hole_count(), queue.gaps().len(), oldest, queue.waiters)
         };
         rows.put(&[
             Some(bytes_datum(&shown)),
@@ -118,6 +129,11 @@ impl Story {
 }
 
 impl Reader for Story {
+    fn room(&mut self, copies: usize) -> Result<()> {
+        let fits = self.wanted.is_some() || (self.closed.try_reserve(copies).is_ok() && self.claimed.try_reserve(copies).is_ok());
+        if fits { Ok(()) } else { Err(out_of_memory()) }
+    }
+
     fn claim(&mut self, job_id: i64, hop: i32, _lease: i64, terms: &ClaimTerms) {
         if self.matters(job_id) {
             self.claimed.insert((job_id, hop), (terms.claimed_at, terms.deadline_at));
@@ -134,9 +150,8 @@ impl Reader for Story {
 pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<()> {
     let mut names: HashMap<i32, Vec<u8>> = HashMap::new();
     for place in 0..frontier.queue_slots() {
-        let queue = frontier.queue(place);
-        if queue.existence != Existence::Free {
-            names.insert(queue.queue_id, queue.name().to_vec());
+        if let Some((queue_id, name)) = named(frontier, place) {
+            names.insert(queue_id, name.to_vec());
         }
     }
     for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {

@@ -80,7 +80,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<O
 fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<Option<String>> {
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
-    let mut live: Vec<i32> = Vec::new();
+    let mut live: Vec<i32> = Vec::with_capacity(usize::from(frontier.queue_slots()));
     for place in 0..frontier.queue_slots() {
         let queue = frontier.queue(place);
         if queue.existence != Existence::Free {

@@ -13,7 +13,7 @@ use awa_protocol::queue::{GapFound, Plan, QueueFrontier, TrackId};
 use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
-use crate::error::Result;
+use crate::error::{Result, reserve};
 use crate::frontier::notes::{self, Held, Note, Turn};
 use crate::frontier::{Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
@@ -194,7 +194,7 @@ impl<'f> Taker<'f> {
             self.avoid.push(track);
             return Ok(());
         };
-        notes::reserve(self.frontier, self.limit - self.taken.len() + 1)?;
+        notes::reserve(self.frontier, 0)?;
         let begun = self.with_queue(|queue, this| {
             if !this.queue.is_usable(queue) {
                 return None;
@@ -291,7 +291,7 @@ impl<'f> Taker<'f> {
             self.avoid_gaps.push(xid);
             return Ok(());
         };
-        notes::reserve(self.frontier, self.limit - self.taken.len() + 1)?;
+        notes::reserve(self.frontier, 0)?;
         let begun = self.with_queue(|queue, this| {
             let turn = queue.begin_gap(track, xid, xact::my_proc())?;
             let before = Position::at(turn.from.key, turn.from.tid);
@@ -359,6 +359,8 @@ impl<'f> Taker<'f> {
         if notes::promised() == 0 {
             return Ok(Reserved::PoolFull);
         }
+        notes::reserve(self.frontier, 1)?;
+        reserve(&mut self.taken, 1)?;
         let head = ready::head(row);
         let lease = self.lease();
         let entry = Entry {
@@ -414,10 +416,13 @@ impl<'f> Taker<'f> {
 
     fn take_holes(&mut self, priority: u8, until: i64) -> Result<()> {
         // A hole has a place of its own: a pool full of holes must not keep anybody from taking them.
-        let wanted = self.limit - self.taken.len();
+        let holes = self.with_queue(|queue, _| queue.hole_count()) as usize;
+        let wanted = (self.limit - self.taken.len()).min(holes.max(1));
         notes::reserve(self.frontier, wanted)?;
+        reserve(&mut self.taken, wanted)?;
         let xid = self.xid();
-        let mut popped: Vec<(EntryRef, Entry)> = Vec::with_capacity(wanted);
+        let mut popped: Vec<(EntryRef, Entry)> = Vec::new();
+        reserve(&mut popped, wanted)?;
         {
             let mut queue = self.frontier.queue(self.queue.place);
             while popped.len() < wanted && queue.first_hole_key(priority) <= until {

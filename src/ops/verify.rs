@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::{Lane, Position};
 use awa_protocol::lifecycle::Outcome;
+use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
 use awa_protocol::queue::{Counts, Existence, Gap, Track};
 use awa_protocol::rebuild::{Fate, ReadyRow};
 use awa_protocol::ring::SegmentState;
@@ -16,6 +17,7 @@ use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
+use crate::ops::inspect;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
@@ -73,12 +75,7 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
 }
 
 fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
-    (0..frontier.queue_slots())
-        .filter_map(|place| {
-            let queue = frontier.queue(place);
-            (queue.existence != Existence::Free).then(|| (queue.queue_id, queue.name().to_vec()))
-        })
-        .collect()
+    (0..frontier.queue_slots()).filter_map(|place| inspect::named(frontier, place)).map(|(id, name)| (id, name.to_vec())).collect()
 }
 
 /// Its claim or its end is not committed: the log cannot say the same yet.
@@ -106,19 +103,19 @@ struct Live {
 fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
     let mut all = HashMap::new();
     for place in 0..frontier.queue_slots() {
+        // Nothing may be allocated under the lock.
+        let mut tracks = Vec::with_capacity(TRACKS_PER_QUEUE);
+        let mut gaps = Vec::with_capacity(GAPS_PER_QUEUE);
         let queue = frontier.queue(place);
         if queue.existence == Existence::Free {
             continue;
         }
-        let t = &queue.totals;
-        let live = Live {
-            place,
-            tracks: queue.tracks().to_vec(),
-            gaps: queue.gaps().to_vec(),
-            counts: queue.counts,
-            activity: [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed],
-        };
-        all.insert(queue.queue_id, live);
+        tracks.extend_from_slice(queue.tracks());
+        gaps.extend_from_slice(queue.gaps());
+        let (queue_id, counts, t) = (queue.queue_id, queue.counts, queue.totals);
+        drop(queue);
+        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed];
+        all.insert(queue_id, Live { place, tracks, gaps, counts, activity });
     }
     all
 }
@@ -126,9 +123,10 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
 fn entries(frontier: &Frontier, differences: &mut Differences) -> HashMap<(i64, i32), Entry> {
     let mut all = HashMap::new();
     for partition in 0..PARTITIONS as u32 {
-        let (used, fault) = frontier.with_partition(partition, |pool| {
-            let used: Vec<Entry> = pool.entries.iter().filter(|entry| entry.state != State::Free).copied().collect();
-            (used, pool.check().err())
+        let mut used: Vec<Entry> = Vec::with_capacity(frontier.entries_of_a_partition());
+        let fault = frontier.with_partition(partition, |pool| {
+            used.extend(pool.entries.iter().filter(|entry| entry.state != State::Free));
+            pool.check().err()
         });
         if let Some(fault) = fault {
             let key = Key { problem: "pool_broken", queue_id: 0, job_id: 0, hop: partition as i32 };
@@ -240,6 +238,9 @@ impl Comparison {
                 Some(_) => {}
             },
             Fate::Ready => self.judge_ready(info, row, entry, xmin),
+        }
+        if self.open_copies.try_reserve(1).is_err() {
+            return;
         }
         if let Some(other) = self.open_copies.insert(row.job_id, row.hop) {
             self.differ("two_copies_are_live", row, format!("copy {other} is live too"));

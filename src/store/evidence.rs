@@ -113,6 +113,8 @@ pub fn append_closures(segment: &SegmentInfo, closures: &[Closure]) -> Result<()
 
 /// What the evidence tables of a segment say, row by row.
 pub trait Reader {
+    /// Called before each row, with the number of copies that it names.
+    fn room(&mut self, copies: usize) -> Result<()>;
     fn claim(&mut self, job_id: i64, hop: i32, lease: i64, terms: &ClaimTerms);
     fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool, at: i64, errors: &dyn Fn() -> Option<Datum>);
 }
@@ -140,7 +142,9 @@ pub fn read(segment: &SegmentInfo, lock: Lock, own: bool, reader: &mut dyn Reade
             continue;
         }
         let at = row.i64(1).unwrap_or(0);
-        for (job_id, hop) in copies_of(row.datum(2), row.datum(3))? {
+        let copies = copies_of(row.datum(2), row.datum(3))?;
+        reader.room(copies.len())?;
+        for (job_id, hop) in copies {
             reader.closure(job_id, hop, Outcome::Completed, false, at, &|| None);
         }
     }
@@ -153,6 +157,7 @@ pub fn read(segment: &SegmentInfo, lock: Lock, own: bool, reader: &mut dyn Reade
         }
         let Some(outcome) = row.datum(6).and_then(|letter| Outcome::from_letter(letter.value() as u8)) else { continue };
         let (Some(job_id), Some(hop), Some(at)) = (row.i64(3), row.i32(5), row.i64(2)) else { continue };
+        reader.room(1)?;
         reader.closure(job_id, hop, outcome, row.datum(4).is_some(), at, &|| row.copy_datum(7));
     }
     drop(scan);
@@ -168,7 +173,9 @@ pub fn read(segment: &SegmentInfo, lock: Lock, own: bool, reader: &mut dyn Reade
             heartbeat_timeout: row.i64(3).unwrap_or(0),
             first_lease: row.i64(4).unwrap_or(0),
         };
-        for (offset, (job_id, hop)) in copies_of(row.datum(5), row.datum(6))?.into_iter().enumerate() {
+        let copies = copies_of(row.datum(5), row.datum(6))?;
+        reader.room(copies.len())?;
+        for (offset, (job_id, hop)) in copies.into_iter().enumerate() {
             reader.claim(job_id, hop, terms.first_lease + offset as i64, &terms);
         }
     }

@@ -107,6 +107,11 @@ impl SegmentFold {
         self.open.insert((job_id, hop), claim);
     }
 
+    /// Room for evidence of this many copies; false: out of memory.
+    pub fn reserve(&mut self, copies: usize) -> bool {
+        self.closed.try_reserve(copies).is_ok() && self.open.try_reserve(copies).is_ok()
+    }
+
     pub fn fate(&self, job_id: i64, hop: i32) -> Fate {
         if self.closed.is_empty() && self.open.is_empty() {
             return Fate::Ready;

@@ -242,7 +242,7 @@ impl Book {
                 faults.push("two exits of one attempt".to_owned());
             }
             let open = job.claims.len().checked_sub(again);
-            if !job.unknown && !(open == Some(1) || cancelled && open == Some(0)) {
+            if !(job.unknown || open == Some(1) || cancelled && open == Some(0)) {
                 faults.push(format!("{} claims, {again} of them to be repeated", job.claims.len()));
             }
             let refused = |lease: &&i64| job.claims.contains(*lease) && !leases.contains(*lease);
