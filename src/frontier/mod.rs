@@ -377,13 +377,13 @@ impl Frontier {
         };
         let own = take_up_to(self.held(queue), wanted, quota);
         let granted = take_up_to(self.in_flight(), own, limit);
-        self.held(queue).fetch_sub(own - granted, Ordering::AcqRel);
+        give_back(self.held(queue), own - granted);
         granted
     }
 
     pub fn return_entries(&self, queue: u16, count: u32) {
-        self.held(queue).fetch_sub(count, Ordering::AcqRel);
-        self.in_flight().fetch_sub(count, Ordering::AcqRel);
+        give_back(self.held(queue), count);
+        give_back(self.in_flight(), count);
     }
 
     /// `count` leases that nobody has had before.
@@ -495,6 +495,11 @@ fn take_up_to(used: &AtomicU32, wanted: u32, limit: u32) -> u32 {
         Some(now + granted)
     });
     granted
+}
+
+/// Never below zero: a rebuild may have counted anew in between.
+fn give_back(used: &AtomicU32, count: u32) {
+    let _ = used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| Some(now.saturating_sub(count)));
 }
 
 impl Shared {

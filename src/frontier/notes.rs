@@ -205,7 +205,7 @@ pub fn use_promised() {
 /// Gives back the promised places that were not used.
 pub fn settle_promise(frontier: &Frontier) {
     let (queue, rest) = PROMISED.take();
-    if rest > 0 {
+    if rest > 0 && frontier.is_current() {
         frontier.return_entries(queue, rest);
     }
 }
@@ -492,7 +492,11 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         Note::Enqueued { queue, queue_id, sub, rows } => {
             let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) += rows;
-            change.appended += rows as u64;
+            // Each sleeper must learn of an earlier due time; of work for at once, as many as there are jobs.
+            change.appended = match sub {
+                SubLane::Scheduled => u64::MAX,
+                SubLane::Immediate => change.appended.saturating_add(rows as u64),
+            };
             change.totals.enqueued = change.totals.enqueued.wrapping_add(rows as u64);
         }
         Note::Claimed { queue, queue_id, sub, .. } => {
@@ -620,15 +624,19 @@ fn undo(frontier: &Frontier, note: Note) {
             });
         }
         Note::Guard { entry, queue, was_hole, .. } => {
-            let must_return = frontier.with_named(entry, |entry| {
-                entry.close_xid = 0;
-                entry.closing = None;
-                entry.passed || was_hole
+            // One decision under one lock: a claimer that meets the guard afterwards must find it still there, or not at all.
+            let (freed, must_return) = frontier.with_partition(entry.partition, |partition| {
+                let Some(guard) = partition.named(entry) else { return (false, false) };
+                if guard.passed || was_hole {
+                    return (false, true);
+                }
+                partition.free(entry.slot);
+                (true, false)
             });
-            match must_return {
-                Some(true) => give_back(frontier, entry, queue),
-                Some(false) => drop_entry(frontier, entry),
-                None => {}
+            if must_return {
+                give_back(frontier, entry, queue);
+            } else if freed {
+                frontier.return_entries(queue, 1);
             }
         }
         Note::QueueCreated { queue } => frontier.queue(queue).clear(),

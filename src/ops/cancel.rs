@@ -96,7 +96,9 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
         let unchanged = frontier
             .with_named(name, |now| now.state == seen.state && now.close_xid == 0 && now.lease == seen.lease)
             .unwrap_or(false);
-        if !unchanged {
+        if !unchanged || !frontier.is_current() {
+            drop(queue);
+            frontier.check_current()?;
             return Ok(None);
         }
         if was_hole && !frontier.with_links(|links| queue.remove_hole(seen.priority(), link, links)) {
@@ -182,7 +184,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     };
     let partition = frontier.partition_of(job_id);
     let inserted = frontier.with_partition(partition, |entries| {
-        if entries.find(job_id, |other| other.hop >= head.hop).is_some() {
+        if entries.find(job_id, |other| other.hop >= head.hop).is_some() || !frontier.is_current() {
             return Err(InsertRefusal::Exists(0));
         }
         entries.insert(guard).map(|slot| EntryRef { partition, slot, stamp: entries.stamp_of(slot) })
@@ -191,6 +193,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         Ok(name) => name,
         Err(refusal) => {
             notes::settle_promise(frontier);
+            frontier.check_current()?;
             return if refusal == InsertRefusal::Full { Err(pool_is_full()) } else { Ok(None) };
         }
     };

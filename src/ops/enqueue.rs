@@ -154,7 +154,11 @@ fn register(frontier: &Frontier, queue: Queue, track: TrackId, wanted: Wanted<'_
         )
         .detail("Each priority of a queue is followed in each live segment.")
         .hint("Claim or cancel the oldest jobs of the queue; see awa.stat_segments.")),
-        None => Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped or is being dropped")),
+        None => {
+            frontier.check_current()?;
+            Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped or is being dropped")
+                .hint("Enqueue into a queue that exists; see awa.queues."))
+        }
     }
 }
 

@@ -105,13 +105,15 @@ fn begin(frontier: &Frontier, job_id: i64, lease: i64, outcome: Outcome) -> Resu
                 notes::reserve(frontier, 1)?;
                 let xid = xact::current_xid();
                 let marked = frontier.with_named(name, |now| {
-                    let free = now.close_xid == 0 && holds(now);
+                    // A rebuild resets the partition under this lock: an entry of a current frontier is not a restored one.
+                    let free = now.close_xid == 0 && holds(now) && frontier.is_current();
                     if free {
                         now.close_xid = xid;
                         now.closing = Some(outcome);
                     }
                     free
                 });
+                frontier.check_current()?;
                 if marked == Some(true) {
                     let queue_id = Lane::from_number(entry.lane).queue_id;
                     notes::push(notes::Note::Closing { entry: name, queue: entry.queue, queue_id, outcome });

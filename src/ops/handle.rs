@@ -40,7 +40,14 @@ pub fn resolve(frontier: &Frontier, name: &[u8]) -> Result<Queue> {
     {
         return Ok(queue);
     }
-    let found = search(frontier, name).ok_or_else(|| missing(name))?;
+    let found = match search(frontier, name) {
+        Some(found) => found,
+        None => {
+            // While the frontier is built no queue is there.
+            frontier.check_current()?;
+            return Err(missing(name));
+        }
+    };
     KNOWN.with_borrow_mut(|(word, ledger, queues)| {
         if *word != frontier.word() || *ledger != frontier.ledger.to_u32() || queues.len() > 4096 {
             queues.clear();

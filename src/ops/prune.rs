@@ -19,7 +19,7 @@ use crate::frontier::{Frontier, SegmentInfo, build, notes};
 use crate::ops::rotate::Outcome;
 use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RowState};
-use crate::pg::truncate::truncate_in_place;
+use crate::pg::truncate::{truncate_in_place, truncation_is_safe_here};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::{ledger, segments};
@@ -126,6 +126,11 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     let due = started.saturating_add(settings::prune_grace());
     if xact::now() < due {
         return Ok(about("waiting", segment, Some(format!("{} ms of awa.prune_grace are left", (due - xact::now()) / 1000))));
+    }
+    if !truncation_is_safe_here() {
+        return Err(Error::new(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "this release of the server cannot truncate a table in place safely")
+            .detail("Releases before 14.16, 15.11, 16.7 and 17.3 lack a fix that truncation needs.")
+            .hint("Update the server to the newest minor release."));
     }
     // Ready entries first: with them locked nobody can begin to use the segment.
     let mut tables = Vec::new();

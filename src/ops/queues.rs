@@ -131,6 +131,7 @@ pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
     for segment in frontier.live_segments() {
         wait_for_lockers(segment.ready, Lock::Share);
     }
+    notes::settle_prepared(frontier);
     let counts = frontier.queue(queue.place).counts;
     let unfinished = counts.immediate + counts.scheduled + counts.running;
     let own = notes::touches(queue.place);

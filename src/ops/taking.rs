@@ -114,6 +114,9 @@ impl<'f> Taker<'f> {
             let plan = self.with_queue(|queue, this| {
                 this.queue.is_usable(queue).then(|| queue.plan(this.terms.now, &ended, &this.avoid))
             });
+            if plan.is_none() {
+                self.frontier.check_current()?;
+            }
             match plan.unwrap_or(Plan::Nothing { next: i64::MAX }) {
                 Plan::Holes { priority, until } => self.take_holes(priority, until)?,
                 Plan::Gap { track, xid } => self.visit_gap(track, xid)?,
@@ -425,7 +428,8 @@ impl<'f> Taker<'f> {
         reserve(&mut popped, wanted)?;
         {
             let mut queue = self.frontier.queue(self.queue.place);
-            while popped.len() < wanted && queue.first_hole_key(priority) <= until {
+            // A rebuild empties the queue under this lock: what is seen under it of a current frontier is good.
+            while self.frontier.is_current() && popped.len() < wanted && queue.first_hole_key(priority) <= until {
                 let Some(link) = self.frontier.with_links(|links| queue.pop_hole(priority, links)) else { break };
                 let (partition, slot) = self.frontier.place_of(link);
                 let lease = self.lease();

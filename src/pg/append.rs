@@ -12,7 +12,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use super::memory::{Context, Entered};
-use super::rel::{Index, Rel};
+use super::rel::{Index, Rel, all_index_oids};
 use super::row::{Tid, clear_slot, tid_of};
 use super::xact::check_for_interrupts;
 use crate::error::{Error, Result};
@@ -51,6 +51,14 @@ impl<'r> Append<'r> {
     /// `indexes` must be all indexes of the table; the closure given to `append` numbers them in this order.
     pub fn new(rel: &'r Rel, indexes: &'r [Index]) -> Result<Self> {
         rel.check_native()?;
+        if rel.has_index() && all_index_oids(rel).len() != indexes.len() {
+            return Err(Error::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("relation \"{}\" has indexes that the library does not know", rel.name()),
+            )
+            .detail("Its rows are written natively, and such an index would miss them.")
+            .hint("Drop the index."));
+        }
         let keep = Context::new(c"native append");
         let batch = Context::new(c"native append batch");
         let targets = {

@@ -89,3 +89,23 @@ fn advance_freeze_limits(rel: &Rel) {
         );
     }
 }
+
+/// Does the running server (not the one compiled for) have the fix of truncation that came with 14.16, 15.11, 16.7 and 17.3?
+pub fn truncation_is_safe_here() -> bool {
+    // SAFETY: a static string; gives a static or settings-owned string or null. Cannot raise with missing_ok.
+    let text = unsafe { pg_sys::GetConfigOption(c"server_version_num".as_ptr(), true, false) };
+    if text.is_null() {
+        return false;
+    }
+    // SAFETY: a null-terminated string owned by the settings, read at once.
+    let text = unsafe { core::ffi::CStr::from_ptr(text) };
+    let number: u32 = text.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (major, minor) = (number / 10_000, number % 10_000);
+    match major {
+        14 => minor >= 16,
+        15 => minor >= 11,
+        16 => minor >= 7,
+        17 => minor >= 3,
+        _ => major >= 18,
+    }
+}
