@@ -25,7 +25,7 @@ library     = $(build_dir)/release/libawa_queue.so
 pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: demo test test-cassert build install uninstall harness fmt fmt-check clippy clean
+.PHONY: demo test test-cassert soak bench build install uninstall harness fmt fmt-check clippy clean
 
 demo:
 	scripts/prerequisites.sh 15
@@ -41,6 +41,20 @@ test-cassert:
 	scripts/prerequisites.sh 15 cassert
 	$(MAKE) --no-print-directory harness
 	$(awa) test --pg cassert $(if $(T),$(T),/cassert/)
+
+# Longer: more crashes, more schedules, more steps of the stress suites.
+soak:
+	scripts/prerequisites.sh 15
+	$(MAKE) --no-print-directory harness
+	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
+	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
+	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
+
+# Needs a quiet machine; BENCH=full for everything (hours).
+BENCH ?= short
+bench:
+	scripts/prerequisites.sh 15
+	bench/run.sh $(BENCH)
 
 harness:
 	CARGO_TARGET_DIR=target/harness cargo build --quiet --package awa_harness
@@ -70,7 +84,7 @@ fmt-check:
 # The library needs the headers of a server; 15 is the one that every developer has.
 clippy:
 	scripts/prerequisites.sh 15
-	CARGO_TARGET_DIR=target/harness cargo clippy --quiet --package awa_harness --package awa_protocol --all-targets -- -D warnings
+	CARGO_TARGET_DIR=target/harness cargo clippy --quiet --package awa_harness --package awa_protocol --package awa_bench --all-targets -- -D warnings
 	PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/15/bin/pg_config CARGO_TARGET_DIR=target/pg15 \
 	    cargo clippy --quiet --package awa_queue --no-default-features --features pg15 -- -D warnings
 

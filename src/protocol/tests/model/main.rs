@@ -1,7 +1,7 @@
 //! A model of PostgreSQL, random schedules for the frontier, and a list of everything that may go wrong.
 //!
 //! `schedules` runs seeds (`AWA_SEEDS=n`), `AWA_SEED=n cargo test replay` shows one; with `--features mutants` each rule is broken
-//! once and must be noticed. What a line of `notes/interleavings.md` has here:
+//! once and must be noticed. What a line of `docs/races.md` has here:
 //!
 //! | line | schedules in which it happens | mutants |
 //! |---|---|---|

@@ -1,6 +1,6 @@
 //! Each rule broken once: the schedules must notice. Run with `cargo test --features mutants`.
 //!
-//! The number is the line of `notes/interleavings.md` that the rule closes; 0: a rule of DESIGN 5 without a line of its own.
+//! The number is the line of `docs/races.md` that the rule closes; 0: a rule without a line of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
