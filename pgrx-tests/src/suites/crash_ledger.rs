@@ -1,0 +1,108 @@
+//! Clients under load keep a ledger outside of the database while the server is killed at random moments, again and again. After each
+//! crash the database is held to what they were told.
+//!
+//! The cluster runs with fsync=off. That is legitimate here: a killed process loses what it had in its own memory, and with it the
+//! WAL that was not written yet (claims that commit asynchronously are lost for real), but not what it had handed to the kernel; fsync
+//! matters when the kernel or the power goes, which no test of processes can play.
+//!
+//! `AWA_SEED` repeats the choices of a run (not the order in which the server meets them), `AWA_CRASH_ROUNDS` makes it longer.
+
+mod audit;
+mod book;
+mod load;
+
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use self::book::Book;
+use self::load::{Role, Worker};
+use super::Stage;
+use super::stress_mixed::number;
+use crate::cluster::Shutdown;
+use crate::process::wait_until;
+
+const ROLES: [Role; 9] = [
+    Role::Producer,
+    Role::Producer,
+    Role::Consumer,
+    Role::Consumer,
+    Role::Consumer,
+    Role::Consumer,
+    Role::Holder,
+    Role::Preparer,
+    Role::Operator,
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    KillBackend,
+    KillServer,
+    Immediate,
+    Clean,
+}
+
+// If this fails, a crash of the server loses jobs, undoes work that was acknowledged, or makes running attempts worthless.
+pub fn what_clients_were_told_survives_every_crash(stage: &mut Stage<'_>) -> Result<()> {
+    let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
+    let rounds = number("AWA_CRASH_ROUNDS", 6);
+    println!("        crash_ledger: AWA_SEED={seed} AWA_CRASH_ROUNDS={rounds}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let book = Book::create(&stage.cluster.dir().join("crash_ledger.txt"))?;
+    // The operator of the load rotates, and nothing is pruned here: finished jobs must stay visible.
+    stage.connect()?.batch_execute("SELECT awa.create_queue('unused')")?;
+    for round in 0..rounds {
+        // Each kind comes up in the normal run.
+        let blow = [Blow::KillServer, Blow::KillBackend, Blow::Immediate, Blow::Clean][round as usize % 4];
+        let after = Duration::from_millis(rng.random_range(150..1500));
+        strike(stage, &book, rng.random(), round, blow, after).with_context(|| format!("round {round}: {blow:?} after {after:?}"))?;
+        audit::after_a_crash(stage, &book, &mut rng).with_context(|| format!("after round {round}: {blow:?} after {after:?}"))?;
+    }
+    let report = audit::at_the_end(stage, &book)?;
+    println!("        crash_ledger: {report}");
+    Ok(())
+}
+
+/// Load, then the blow, then a server that answers again.
+fn strike(stage: &mut Stage<'_>, book: &Book, seed: u64, round: u64, blow: Blow, after: Duration) -> Result<()> {
+    let over = AtomicBool::new(false);
+    let pids: Vec<AtomicI32> = ROLES.iter().map(|_| AtomicI32::new(0)).collect();
+    let config = stage.config();
+    let (struck, results): (Result<()>, Vec<Result<()>>) = thread::scope(|scope| {
+        let workers: Vec<_> = (0u64..)
+            .zip(ROLES)
+            .zip(&pids)
+            .map(|((number, role), pid)| {
+                let (config, over) = (&config, &over);
+                let rng = StdRng::seed_from_u64(seed ^ (number << 32));
+                scope.spawn(move || Worker::new(role, round * 100 + number, rng, book, config, pid)?.run(over))
+            })
+            .collect();
+        // Who could not connect says so when it is joined.
+        wait_until(Duration::from_secs(10), || pids.iter().all(|pid| pid.load(Ordering::Relaxed) != 0));
+        thread::sleep(after);
+        let struck = match blow {
+            Blow::KillServer => stage.cluster.crash(),
+            Blow::Immediate => stage.cluster.stop(Shutdown::Immediate),
+            Blow::Clean => stage.cluster.stop(Shutdown::Fast),
+            Blow::KillBackend => {
+                let pid = pids.iter().map(|pid| pid.load(Ordering::Relaxed)).find(|pid| *pid != 0);
+                pid.context("no worker has connected").and_then(|pid| stage.cluster.kill_backend(pid))
+            }
+        };
+        over.store(true, Ordering::Relaxed);
+        let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| worker.join().unwrap_or_else(|_| Err(anyhow!("a worker panicked")));
+        (struck, workers.into_iter().map(join).collect())
+    });
+    struck?;
+    results.into_iter().collect::<Result<Vec<()>>>()?;
+    if !matches!(blow, Blow::KillBackend) {
+        stage.cluster.start()?;
+    }
+    ensure!(stage.cluster.is_running(), "the server does not run");
+    Ok(())
+}
