@@ -47,7 +47,12 @@ pub fn register() {
         shmem::reserve_settings(c"awa");
         return;
     }
-    let sized = |name: &'static CStr, short: &'static CStr, long: &'static CStr, setting: &'static GucSetting<i32>, low: i32, high: i32| {
+    let sized = |name: &'static CStr,
+                 short: &'static CStr,
+                 long: &'static CStr,
+                 setting: &'static GucSetting<i32>,
+                 low: i32,
+                 high: i32| {
         GucRegistry::define_int_guc(name, short, long, setting, low, high, GucContext::Postmaster, GucFlags::default());
     };
     sized(

@@ -94,7 +94,9 @@ fn enqueue_many(call: &mut Call<'_>) -> Result<Ret> {
             let element = |error: Error| error.hint(format!("See element {} of the arrays.", index + 1));
             let args = validate::not_null(*args, "an element of args").map_err(element)?;
             let priority = match &priorities {
-                Some(all) => validate::not_null(all.get(index).copied().flatten(), "an element of priorities").map_err(element)?,
+                Some(all) => {
+                    validate::not_null(all.get(index).copied().flatten(), "an element of priorities").map_err(element)?
+                }
                 None => 2,
             };
             let run_at = run_ats.as_ref().and_then(|all| all.get(index).copied().flatten());
@@ -111,7 +113,9 @@ fn jobs_insert(call: &mut Call<'_>) -> Result<Ret> {
     let call = &*call;
     Frontier::with(call, |frontier| {
         let row = call.trigger_row()?;
-        for column in ["state", "attempt", "enqueued_at", "claimed_at", "deadline_at", "heartbeat_at", "finished_at", "errors", "job_id"] {
+        for column in
+            ["state", "attempt", "enqueued_at", "claimed_at", "deadline_at", "heartbeat_at", "finished_at", "errors", "job_id"]
+        {
             if row.get(column)?.is_some() {
                 return Err(Error::new(
                     pgrx::PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,

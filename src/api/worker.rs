@@ -48,8 +48,8 @@ fn claim_queues(call: &mut Call<'_>) -> Result<Ret> {
         let names = validate::not_null(call.array_datums(0, pgrx::pg_sys::TEXTOID)?, "queues")?;
         if names.is_empty() {
             return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "queues must name at least one queue")
-            .detail("The array is empty.")
-            .hint("Give the names in the order in which they are to be served."));
+                .detail("The array is empty.")
+                .hint("Give the names in the order in which they are to be served."));
         }
         let mut queues = Vec::with_capacity(names.len());
         for name in names {
@@ -71,7 +71,9 @@ fn pairs(call: &Call<'_>) -> Result<Vec<(i64, i64)>> {
     validate::batch_length(ids.len())?;
     ids.into_iter()
         .zip(leases)
-        .map(|(id, lease)| Ok((validate::not_null(id, "an element of job_ids")?, validate::not_null(lease, "an element of run_leases")?)))
+        .map(|(id, lease)| {
+            Ok((validate::not_null(id, "an element of job_ids")?, validate::not_null(lease, "an element of run_leases")?))
+        })
         .collect()
 }
 

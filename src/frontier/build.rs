@@ -125,9 +125,12 @@ fn build(frontier: &Frontier) -> Result<()> {
 fn install_queues(frontier: &Frontier) -> Result<HashMap<i32, u16>> {
     let definitions = sql::as_owner(frontier.ledger, queues::all_live)?;
     if definitions.len() > usize::from(frontier.queue_slots()) {
-        return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "more queues exist than shared memory was reserved for")
-            .detail(format!("There are {} queues; awa.max_queues is {}.", definitions.len(), frontier.queue_slots()))
-            .hint("Raise awa.max_queues and restart the server."));
+        return Err(Error::new(
+            Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "more queues exist than shared memory was reserved for",
+        )
+        .detail(format!("There are {} queues; awa.max_queues is {}.", definitions.len(), frontier.queue_slots()))
+        .hint("Raise awa.max_queues and restart the server."));
     }
     let mut places = HashMap::new();
     for (place, definition) in (0u16..).zip(definitions) {
@@ -158,7 +161,15 @@ impl Reader for Evidence {
         self.fold.claim(job_id, hop, claim);
     }
 
-    fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool, _at: i64, _errors: &dyn Fn() -> Option<Datum>) {
+    fn closure(
+        &mut self,
+        job_id: i64,
+        hop: i32,
+        outcome: Outcome,
+        unclaimed: bool,
+        _at: i64,
+        _errors: &dyn Fn() -> Option<Datum>,
+    ) {
         self.tombstones |= unclaimed;
         self.fold.closure(job_id, hop, outcome, unclaimed);
     }
@@ -344,8 +355,11 @@ fn restore_entry(
     });
     match inserted {
         Ok(name) if frontier.reserve_entries(place, 1, Reserve::Operator) == 1 => Ok(name),
-        _ => Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "more jobs are in flight than shared memory was reserved for")
-            .detail(format!("awa.max_in_flight is {}.", settings::max_in_flight()))
-            .hint("Raise awa.max_in_flight to what it was when the jobs were claimed, and restart the server.")),
+        _ => Err(Error::new(
+            Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "more jobs are in flight than shared memory was reserved for",
+        )
+        .detail(format!("awa.max_in_flight is {}.", settings::max_in_flight()))
+        .hint("Raise awa.max_in_flight to what it was when the jobs were claimed, and restart the server.")),
     }
 }

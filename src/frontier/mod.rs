@@ -519,19 +519,24 @@ impl Shared {
 
     fn database_slot(&'static self, ledger: Oid) -> Result<usize> {
         let mine = (u64::from(xact::database_oid()) << 32) | u64::from(ledger.to_u32());
-        let find = |wanted: &dyn Fn(u64) -> bool| self.identity.iter().position(|identity| wanted(identity.load(Ordering::Acquire)));
+        let find =
+            |wanted: &dyn Fn(u64) -> bool| self.identity.iter().position(|identity| wanted(identity.load(Ordering::Acquire)));
         if let Some(database) = find(&|identity| identity == mine) {
             return Ok(database);
         }
         self.forget_dropped_databases();
         let _held = self.allocation.at(0);
         let same_database = |identity: u64| identity >> 32 == mine >> 32;
-        let place = find(&|identity| identity == mine).or_else(|| find(&same_database)).or_else(|| find(&|identity| identity == 0));
+        let place =
+            find(&|identity| identity == mine).or_else(|| find(&same_database)).or_else(|| find(&|identity| identity == 0));
         let Some(database) = place else {
             drop(_held);
-            return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many databases use awa_queue on this server")
-                .detail(format!("All {} places are taken.", self.databases))
-                .hint("Raise awa.max_databases and restart the server."));
+            return Err(Error::new(
+                Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "too many databases use awa_queue on this server",
+            )
+            .detail(format!("All {} places are taken.", self.databases))
+            .hint("Raise awa.max_databases and restart the server."));
         };
         let identity = &self.identity[database];
         if identity.load(Ordering::Acquire) != mine {

@@ -20,19 +20,59 @@ use crate::pg::xact;
 
 #[derive(Clone, Copy)]
 pub enum Note {
-    Enqueued { queue: u16, queue_id: i32, sub: SubLane, rows: i64 },
+    Enqueued {
+        queue: u16,
+        queue_id: i32,
+        sub: SubLane,
+        rows: i64,
+    },
     /// `published`: the cursor has passed the row, so an abort makes it a hole; otherwise the entry just goes.
-    Claimed { entry: EntryRef, queue: u16, queue_id: i32, sub: SubLane, published: bool },
-    Closing { entry: EntryRef, queue: u16, queue_id: i32, outcome: Outcome },
-    Guard { entry: EntryRef, queue: u16, queue_id: i32, sub: SubLane, was_hole: bool },
-    QueueCreated { queue: u16 },
-    QueueSettings { queue: u16, settings: Settings },
-    QueueDropped { queue: u16 },
-    SegmentOpened { segment: SegmentInfo },
-    SegmentPruneStarted { generation: i64 },
+    Claimed {
+        entry: EntryRef,
+        queue: u16,
+        queue_id: i32,
+        sub: SubLane,
+        published: bool,
+    },
+    Closing {
+        entry: EntryRef,
+        queue: u16,
+        queue_id: i32,
+        outcome: Outcome,
+    },
+    Guard {
+        entry: EntryRef,
+        queue: u16,
+        queue_id: i32,
+        sub: SubLane,
+        was_hole: bool,
+    },
+    QueueCreated {
+        queue: u16,
+    },
+    QueueSettings {
+        queue: u16,
+        settings: Settings,
+    },
+    QueueDropped {
+        queue: u16,
+    },
+    SegmentOpened {
+        segment: SegmentInfo,
+    },
+    SegmentPruneStarted {
+        generation: i64,
+    },
     /// History of a queue that leaves with a segment.
-    HistoryGone { queue: u16, queue_id: i32, counts: Counts },
-    SegmentPruned { generation: i64, slot: i32 },
+    HistoryGone {
+        queue: u16,
+        queue_id: i32,
+        counts: Counts,
+    },
+    SegmentPruned {
+        generation: i64,
+        slot: i32,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -47,6 +87,7 @@ pub struct Held {
     pub turn: Turn,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one value a session, kept in place")]
 pub enum Turn {
     Scan {
         turn: ScanTurn,
@@ -81,7 +122,9 @@ pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
         if notes.is_empty() && notes.capacity() > 16_384 {
             notes.shrink_to(256);
         }
-        notes.try_reserve(more).map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
+        notes
+            .try_reserve(more)
+            .map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
     })
 }
 
@@ -126,7 +169,10 @@ pub fn created_here(place: u16) -> bool {
 pub fn touches(place: u16) -> bool {
     NOTES.with_borrow(|notes| {
         notes.iter().any(|noted| match noted.note {
-            Note::Enqueued { queue, .. } | Note::Claimed { queue, .. } | Note::Closing { queue, .. } | Note::Guard { queue, .. } => queue == place,
+            Note::Enqueued { queue, .. }
+            | Note::Claimed { queue, .. }
+            | Note::Closing { queue, .. }
+            | Note::Guard { queue, .. } => queue == place,
             _ => false,
         })
     })
@@ -310,7 +356,8 @@ pub fn settle_prepared(frontier: &Frontier) {
             continue;
         }
         let mut cell = frontier.prepared();
-        let Some(index) = cell.waiting.iter().position(|now| now.xid == entry.xid && now.queue_id == entry.queue_id && now.sub == entry.sub)
+        let Some(index) =
+            cell.waiting.iter().position(|now| now.xid == entry.xid && now.queue_id == entry.queue_id && now.sub == entry.sub)
         else {
             continue;
         };
@@ -646,7 +693,8 @@ fn undo(frontier: &Frontier, note: Note) {
                 queue.existence = Existence::Live;
             }
         }
-        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } | Note::HistoryGone { .. } => {}
+        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } | Note::HistoryGone { .. } => {
+        }
     }
 }
 

@@ -208,7 +208,8 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         frontier.with_partition(partition, |entries| entries.free(name.slot));
         frontier.return_entries(place, 1);
         notes::retract_last();
-        let finished = matches!(closed.fate(job_id, head.hop), awa_protocol::rebuild::Fate::Closed(outcome) if outcome.is_terminal());
+        let finished =
+            matches!(closed.fate(job_id, head.hop), awa_protocol::rebuild::Fate::Closed(outcome) if outcome.is_terminal());
         return Ok(if finished { Some(Cancelled::AlreadyFinished) } else { None });
     }
     drop(ready);

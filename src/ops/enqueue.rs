@@ -129,7 +129,14 @@ enum Registration {
     Crowded,
 }
 
-fn register(frontier: &Frontier, queue: Queue, track: TrackId, wanted: Wanted<'_>, xid: u64, keys: &mut [i64]) -> Result<Registration> {
+fn register(
+    frontier: &Frontier,
+    queue: Queue,
+    track: TrackId,
+    wanted: Wanted<'_>,
+    xid: u64,
+    keys: &mut [i64],
+) -> Result<Registration> {
     notes::set_registered(Some(queue.place));
     let refusal = {
         let mut held = frontier.queue(queue.place);
@@ -148,12 +155,11 @@ fn register(frontier: &Frontier, queue: Queue, track: TrackId, wanted: Wanted<'_
     notes::set_registered(None);
     match refusal {
         Some(Refusal::TooManyInserters) => Ok(Registration::Crowded),
-        Some(Refusal::TooManyTracks) => Err(Error::new(
-            Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            "too many segments hold unclaimed jobs of this queue",
-        )
-        .detail("Each priority of a queue is followed in each live segment.")
-        .hint("Claim or cancel the oldest jobs of the queue; see awa.stat_segments.")),
+        Some(Refusal::TooManyTracks) => {
+            Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many segments hold unclaimed jobs of this queue")
+                .detail("Each priority of a queue is followed in each live segment.")
+                .hint("Claim or cancel the oldest jobs of the queue; see awa.stat_segments."))
+        }
         None => {
             frontier.check_current()?;
             Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped or is being dropped")

@@ -22,9 +22,9 @@ use crate::ops::taking::is_row_of;
 use crate::pg::rel::Rel;
 use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
+use crate::store::errors;
 use crate::store::evidence::{self, Closure, Copies};
 use crate::store::ready::{self, NewEntry};
-use crate::store::errors;
 
 /// What became of a request to end an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +55,13 @@ impl Answer {
             Self::Stale => Err(error(format!("lease {lease} of job {job_id} is not current"))
                 .detail("The attempt was finished, cancelled or given to another worker, or it never existed.")
                 .hint("Discard the work of this attempt; awa.job() shows the state of the job.")),
-            Self::Conflict(outcome) => {
-                Err(error(format!("job {job_id} has already ended in this transaction"))
-                    .detail(format!("The outcome of the attempt was \"{}\".", outcome.name())))
+            Self::Conflict(outcome) => Err(error(format!("job {job_id} has already ended in this transaction"))
+                .detail(format!("The outcome of the attempt was \"{}\".", outcome.name()))),
+            Self::ClaimUncommitted => {
+                Err(Error::new(Code::ERRCODE_OBJECT_IN_USE, format!("the claim of job {job_id} is not committed"))
+                    .detail("Only the claiming transaction may finish the attempt before it commits.")
+                    .hint("Commit the claim, then try again."))
             }
-            Self::ClaimUncommitted => Err(Error::new(
-                Code::ERRCODE_OBJECT_IN_USE,
-                format!("the claim of job {job_id} is not committed"),
-            )
-            .detail("Only the claiming transaction may finish the attempt before it commits.")
-            .hint("Commit the claim, then try again.")),
         }
     }
 }
@@ -80,7 +77,12 @@ pub fn is_unsettled(claim_xid: u64) -> bool {
 }
 
 /// Marks the attempt as ending by this transaction. `Ok(Err(answer))`: it is not for this caller to end.
-fn begin(frontier: &Frontier, job_id: i64, lease: i64, outcome: Outcome) -> Result<std::result::Result<(EntryRef, Entry), Answer>> {
+fn begin(
+    frontier: &Frontier,
+    job_id: i64,
+    lease: i64,
+    outcome: Outcome,
+) -> Result<std::result::Result<(EntryRef, Entry), Answer>> {
     let partition = frontier.partition_of(job_id);
     let holds = |entry: &Entry| entry.state == State::Claimed && entry.lease == lease;
     let mut waits = 0;
@@ -151,7 +153,10 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
 /// A segment with an unfinished job is never pruned, so it is there.
 pub fn segment_of(frontier: &Frontier, generation: i64) -> Result<(SegmentInfo, Rel)> {
     let segment = frontier.segment(generation).ok_or_else(|| {
-        Error::new(Code::ERRCODE_INTERNAL_ERROR, format!("generation {generation} of the ring is gone while one of its jobs runs"))
+        Error::new(
+            Code::ERRCODE_INTERNAL_ERROR,
+            format!("generation {generation} of the ring is gone while one of its jobs runs"),
+        )
     })?;
     let ready = ready::open_for_write(&segment)?;
     frontier.check_current()?;

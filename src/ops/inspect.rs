@@ -140,7 +140,15 @@ impl Reader for Story {
         }
     }
 
-    fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, _unclaimed: bool, at: i64, errors: &dyn Fn() -> Option<Datum>) {
+    fn closure(
+        &mut self,
+        job_id: i64,
+        hop: i32,
+        outcome: Outcome,
+        _unclaimed: bool,
+        at: i64,
+        errors: &dyn Fn() -> Option<Datum>,
+    ) {
         if self.matters(job_id) {
             self.closed.insert((job_id, hop), (outcome, at, errors()));
         }

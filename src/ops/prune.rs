@@ -91,7 +91,9 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
     while let Some(row) = scan.next() {
         match row.state() {
             RowState::Dead => {}
-            RowState::Own(_) | RowState::InProgress(_) => return Ok(Some("a row belongs to an unfinished transaction".to_owned())),
+            RowState::Own(_) | RowState::InProgress(_) => {
+                return Ok(Some("a row belongs to an unfinished transaction".to_owned()));
+            }
             RowState::Committed => {
                 let seen = build::ready_row(&row);
                 let queue_id = Lane::from_number(seen.lane).queue_id;
@@ -128,9 +130,12 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
         return Ok(about("waiting", segment, Some(format!("{} ms of awa.prune_grace are left", (due - xact::now()) / 1000))));
     }
     if !truncation_is_safe_here() {
-        return Err(Error::new(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "this release of the server cannot truncate a table in place safely")
-            .detail("Releases before 14.16, 15.11, 16.7 and 17.3 lack a fix that truncation needs.")
-            .hint("Update the server to the newest minor release."));
+        return Err(Error::new(
+            Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "this release of the server cannot truncate a table in place safely",
+        )
+        .detail("Releases before 14.16, 15.11, 16.7 and 17.3 lack a fix that truncation needs.")
+        .hint("Update the server to the newest minor release."));
     }
     // Ready entries first: with them locked nobody can begin to use the segment.
     let mut tables = Vec::new();
@@ -145,9 +150,12 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
         }
     }
     if let Some(reason) = unfinished(frontier, info, &mut BTreeMap::new())? {
-        return Err(Error::new(Code::ERRCODE_DATA_CORRUPTED, format!("segment {} has unfinished jobs after it was proved drained", segment.generation))
-            .detail(format!("Found: {reason}."))
-            .hint("Nothing was truncated. Run awa.verify()."));
+        return Err(Error::new(
+            Code::ERRCODE_DATA_CORRUPTED,
+            format!("segment {} has unfinished jobs after it was proved drained", segment.generation),
+        )
+        .detail(format!("Found: {reason}."))
+        .hint("Nothing was truncated. Run awa.verify()."));
     }
     for table in &tables {
         truncate_in_place(table)?;

@@ -111,9 +111,8 @@ impl<'f> Taker<'f> {
         let mut waits = 0;
         while self.taken.len() < self.limit {
             let ended = self.ended_gaps();
-            let plan = self.with_queue(|queue, this| {
-                this.queue.is_usable(queue).then(|| queue.plan(this.terms.now, &ended, &this.avoid))
-            });
+            let plan = self
+                .with_queue(|queue, this| this.queue.is_usable(queue).then(|| queue.plan(this.terms.now, &ended, &this.avoid)));
             if plan.is_none() {
                 self.frontier.check_current()?;
             }
@@ -448,7 +447,13 @@ impl<'f> Taker<'f> {
                 });
                 if let Some((name, entry)) = claimed {
                     let sub = Lane::from_number(entry.lane).sub;
-                    notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: true });
+                    notes::push(Note::Claimed {
+                        entry: name,
+                        queue: self.queue.place,
+                        queue_id: self.queue.queue_id,
+                        sub,
+                        published: true,
+                    });
                     popped.push((name, entry));
                 }
             }

@@ -21,7 +21,8 @@ pub fn not_null<T>(value: Option<T>, argument: &str) -> Result<T> {
 
 pub fn queue_name(name: &[u8]) -> Result<()> {
     if name.is_empty() || name.len() > limits::QUEUE_NAME_BYTES {
-        return Err(invalid(format!("queue name must have 1 to {} bytes", limits::QUEUE_NAME_BYTES)).detail(format!("It has {}.", name.len()))
+        return Err(invalid(format!("queue name must have 1 to {} bytes", limits::QUEUE_NAME_BYTES))
+            .detail(format!("It has {}.", name.len()))
             .hint("Choose a shorter name, not an empty one."));
     }
     Ok(())
@@ -30,7 +31,9 @@ pub fn queue_name(name: &[u8]) -> Result<()> {
 /// From 1..4 as users see it to 0..3.
 pub fn priority(value: i32) -> Result<u8> {
     u8::try_from(value).ok().filter(|p| (1..=limits::PRIORITIES as u8).contains(p)).map(|p| p - 1).ok_or_else(|| {
-        invalid(format!("priority must be between 1 and {}", limits::PRIORITIES)).detail(format!("It is {value}.")).hint("1 is the most urgent.")
+        invalid(format!("priority must be between 1 and {}", limits::PRIORITIES))
+            .detail(format!("It is {value}."))
+            .hint("1 is the most urgent.")
     })
 }
 
@@ -87,7 +90,8 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
     let Some(array) = value else { return Ok(()) };
     let tags = array_elements(array, pg_sys::TEXTOID)?;
     if tags.len() > limits::TAGS {
-        return Err(invalid(format!("a job has at most {} tags", limits::TAGS)).detail(format!("There are {}.", tags.len()))
+        return Err(invalid(format!("a job has at most {} tags", limits::TAGS))
+            .detail(format!("There are {}.", tags.len()))
             .hint("Put further values into metadata."));
     }
     for tag in tags {
@@ -104,15 +108,20 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
 pub fn batch_size(value: Option<i32>) -> Result<usize> {
     let value = not_null(value, "batch_size")?;
     usize::try_from(value).ok().filter(|n| (1..=limits::JOBS_PER_CALL).contains(n)).ok_or_else(|| {
-        invalid(format!("batch_size must be between 1 and {}", limits::JOBS_PER_CALL)).detail(format!("It is {value}.")).hint("Use several calls for more.")
+        invalid(format!("batch_size must be between 1 and {}", limits::JOBS_PER_CALL))
+            .detail(format!("It is {value}."))
+            .hint("Use several calls for more.")
     })
 }
 
 pub fn batch_length(length: usize) -> Result<()> {
     if length > limits::JOBS_PER_CALL {
-        return Err(Error::new(Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("a call handles at most {} jobs", limits::JOBS_PER_CALL))
-            .detail(format!("There are {length}."))
-            .hint("Use several calls in one transaction."));
+        return Err(Error::new(
+            Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("a call handles at most {} jobs", limits::JOBS_PER_CALL),
+        )
+        .detail(format!("There are {length}."))
+        .hint("Use several calls in one transaction."));
     }
     Ok(())
 }

@@ -75,7 +75,10 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
 }
 
 fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
-    (0..frontier.queue_slots()).filter_map(|place| inspect::named(frontier, place)).map(|(id, name)| (id, name.to_vec())).collect()
+    (0..frontier.queue_slots())
+        .filter_map(|place| inspect::named(frontier, place))
+        .map(|(id, name)| (id, name.to_vec()))
+        .collect()
 }
 
 /// Its claim or its end is not committed: the log cannot say the same yet.
@@ -232,7 +235,8 @@ impl Comparison {
             Fate::Open(claim) => match entry {
                 None => self.differ("claimed_but_not_in_flight", row, format!("the log has lease {}", claim.lease)),
                 Some(entry) if entry.state != State::Claimed || entry.lease != claim.lease => {
-                    let detail = format!("the log has lease {}, the frontier {:?} with lease {}", claim.lease, entry.state, entry.lease);
+                    let detail =
+                        format!("the log has lease {}, the frontier {:?} with lease {}", claim.lease, entry.state, entry.lease);
                     self.differ("other_lease", row, detail);
                 }
                 Some(_) => {}
@@ -253,9 +257,8 @@ impl Comparison {
         let id = awa_protocol::queue::TrackId { generation: info.generation, priority: lane.priority, sub: lane.sub };
         let track = live.tracks.iter().find(|track| track.id == id);
         let above = track.is_some_and(|track| row.position > track.cursor && row.position.key >= track.head);
-        let in_gap = live.gaps.iter().any(|gap| {
-            gap.track == id && gap.xid == xmin && row.position >= gap.from && row.position <= gap.to
-        });
+        let in_gap =
+            live.gaps.iter().any(|gap| gap.track == id && gap.xid == xmin && row.position >= gap.from && row.position <= gap.to);
         let place = live.place;
         match entry {
             Some(entry) if matches!(entry.state, State::Hole | State::Guard) && entry.queue == place => {
@@ -270,7 +273,11 @@ impl Comparison {
             None if above || in_gap => {}
             None => {
                 let cursor: Option<Position> = track.map(|track| track.cursor);
-                self.differ("skipped", row, format!("a ready row below the cursor is neither a hole nor in a gap (cursor {cursor:?})"));
+                self.differ(
+                    "skipped",
+                    row,
+                    format!("a ready row below the cursor is neither a hole nor in a gap (cursor {cursor:?})"),
+                );
             }
         }
     }
@@ -279,8 +286,12 @@ impl Comparison {
     fn leftovers(&mut self) {
         let rest: Vec<Entry> = self.entries.drain().map(|(_, entry)| entry).collect();
         for entry in rest.into_iter().filter(|entry| !is_on_its_way(entry)) {
-            let key =
-                Key { problem: "in_flight_without_row", queue_id: Lane::from_number(entry.lane).queue_id, job_id: entry.job_id, hop: entry.hop };
+            let key = Key {
+                problem: "in_flight_without_row",
+                queue_id: Lane::from_number(entry.lane).queue_id,
+                job_id: entry.job_id,
+                hop: entry.hop,
+            };
             self.differences.insert(key, format!("the frontier has {:?} in generation {}", entry.state, entry.generation));
         }
     }
@@ -288,14 +299,16 @@ impl Comparison {
     /// Counts are compared only where nothing moved meanwhile.
     fn compare_counts(&mut self, after: &HashMap<i32, Live>) {
         for (queue_id, before) in &self.live {
-            let still = after.get(queue_id).is_some_and(|after| after.activity == before.activity && after.counts == before.counts);
+            let still =
+                after.get(queue_id).is_some_and(|after| after.activity == before.activity && after.counts == before.counts);
             if !still || self.unfinished.contains_key(queue_id) {
                 continue;
             }
             let expected = self.counts.get(queue_id).copied().unwrap_or_default();
             if expected != before.counts {
                 let key = Key { problem: "counts", queue_id: *queue_id, job_id: 0, hop: 0 };
-                self.differences.insert(key, format!("the log has {}; the frontier has {}", shown(&expected), shown(&before.counts)));
+                self.differences
+                    .insert(key, format!("the log has {}; the frontier has {}", shown(&expected), shown(&before.counts)));
             }
         }
     }

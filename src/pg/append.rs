@@ -82,20 +82,11 @@ impl<'r> Append<'r> {
 
     /// Appends the rows in order and gives their places. A partial index gets an entry for a row only if
     /// `wants(row number, index number)` says so; every other index gets one for each row.
-    pub fn append<R: AsRef<Row>>(
-        &mut self,
-        rows: &[R],
-        wants: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Vec<Tid>> {
+    pub fn append<R: AsRef<Row>>(&mut self, rows: &[R], wants: &mut dyn FnMut(usize, usize) -> bool) -> Result<Vec<Tid>> {
         if let Some(row) = rows.iter().find(|row| row.as_ref().len() != self.natts) {
             return Err(Error::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!(
-                    "relation \"{}\" has {} columns, the library writes {}",
-                    self.rel.name(),
-                    self.natts,
-                    row.as_ref().len()
-                ),
+                format!("relation \"{}\" has {} columns, the library writes {}", self.rel.name(), self.natts, row.as_ref().len()),
             ));
         }
         for slot in &self.slots {
@@ -131,13 +122,7 @@ impl<'r> Append<'r> {
         self.nulls.extend(row.iter().map(Option::is_none));
         // SAFETY: one value and flag per column, of the columns' types by the caller's contract; copied into the current
         // context. May raise (row too wide): unwinds, the context owns the rest.
-        unsafe {
-            pg_sys::heap_form_tuple(
-                (*self.rel.raw()).rd_att,
-                self.values.as_mut_ptr(),
-                self.nulls.as_mut_ptr(),
-            )
-        }
+        unsafe { pg_sys::heap_form_tuple((*self.rel.raw()).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr()) }
     }
 
     fn insert_one(&mut self, row: &Row, command: pg_sys::CommandId) -> Tid {
@@ -148,12 +133,7 @@ impl<'r> Append<'r> {
         tid_of(unsafe { &(*tuple).t_self })
     }
 
-    fn insert_many<R: AsRef<Row>>(
-        &mut self,
-        rows: &[R],
-        command: pg_sys::CommandId,
-        tids: &mut Vec<Tid>,
-    ) {
+    fn insert_many<R: AsRef<Row>>(&mut self, rows: &[R], command: pg_sys::CommandId, tids: &mut Vec<Tid>) {
         self.make_slots(rows.len());
         for (number, row) in rows.iter().enumerate() {
             let tuple = self.form_tuple(row.as_ref());
@@ -165,14 +145,7 @@ impl<'r> Append<'r> {
         // SAFETY: the relation is live and locked, the slots filled. No bulk state: its ring would evict pages about to be
         // read. May raise: unwinds, abort releases buffers. What it leaks is in the batch context.
         unsafe {
-            pg_sys::heap_multi_insert(
-                self.rel.raw(),
-                self.slots.as_mut_ptr(),
-                rows.len() as i32,
-                command,
-                0,
-                ptr::null_mut(),
-            );
+            pg_sys::heap_multi_insert(self.rel.raw(), self.slots.as_mut_ptr(), rows.len() as i32, command, 0, ptr::null_mut());
         }
         for slot in self.slots.iter().take(rows.len()) {
             // SAFETY: heap_multi_insert has set the place in each slot.
@@ -186,23 +159,12 @@ impl<'r> Append<'r> {
         let _in_keep = self.keep.enter();
         while self.slots.len() < wanted {
             // SAFETY: descriptor and operations are live. May raise (out of memory): unwinds. Dropped with this value.
-            let slot = unsafe {
-                pg_sys::MakeSingleTupleTableSlot(
-                    (*self.rel.raw()).rd_att,
-                    &raw const pg_sys::TTSOpsHeapTuple,
-                )
-            };
+            let slot = unsafe { pg_sys::MakeSingleTupleTableSlot((*self.rel.raw()).rd_att, &raw const pg_sys::TTSOpsHeapTuple) };
             self.slots.push(slot);
         }
     }
 
-    fn insert_entries(
-        &self,
-        number: usize,
-        row: &Row,
-        tid: Tid,
-        wants: &mut dyn FnMut(usize, usize) -> bool,
-    ) {
+    fn insert_entries(&self, number: usize, row: &Row, tid: Tid, wants: &mut dyn FnMut(usize, usize) -> bool) {
         for (target_number, target) in self.targets.iter().enumerate() {
             if !target.is_partial || wants(number, target_number) {
                 target.insert(self.rel, row, tid);

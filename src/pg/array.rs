@@ -65,14 +65,10 @@ impl Layout {
     /// The types met on every call need no catalog.
     fn of(element: Oid) -> Self {
         match element {
-            pg_sys::INT8OID | pg_sys::TIMESTAMPTZOID => {
-                Self { len: 8, by_val: true, align: pg_sys::TYPALIGN_DOUBLE as _ }
-            }
+            pg_sys::INT8OID | pg_sys::TIMESTAMPTZOID => Self { len: 8, by_val: true, align: pg_sys::TYPALIGN_DOUBLE as _ },
             pg_sys::INT4OID => Self { len: 4, by_val: true, align: pg_sys::TYPALIGN_INT as _ },
             pg_sys::INT2OID => Self { len: 2, by_val: true, align: pg_sys::TYPALIGN_SHORT as _ },
-            pg_sys::TEXTOID | pg_sys::JSONBOID => {
-                Self { len: -1, by_val: false, align: pg_sys::TYPALIGN_INT as _ }
-            }
+            pg_sys::TEXTOID | pg_sys::JSONBOID => Self { len: -1, by_val: false, align: pg_sys::TYPALIGN_INT as _ },
             _ => Self::from_catalog(element),
         }
     }
@@ -91,14 +87,7 @@ fn array_datum(mut elements: Vec<Datum>, element: Oid) -> Datum {
     let layout = Layout::of(element);
     // SAFETY: `elements` outlives the call, which copies. May raise (size limit): unwinds, destructors run.
     let array = unsafe {
-        pg_sys::construct_array(
-            elements.as_mut_ptr(),
-            elements.len() as i32,
-            element,
-            layout.len,
-            layout.by_val,
-            layout.align,
-        )
+        pg_sys::construct_array(elements.as_mut_ptr(), elements.len() as i32, element, layout.len, layout.by_val, layout.align)
     };
     Datum::from(array)
 }
@@ -157,12 +146,7 @@ pub fn bytes_of(value: Datum) -> Vec<u8> {
     // SAFETY: a non-null varlena Datum. May raise (reading toast): unwinds.
     let packed = unsafe { pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr()) };
     // SAFETY: detoasted, so the header says how many bytes follow it.
-    let bytes = unsafe {
-        core::slice::from_raw_parts(
-            pgrx::vardata_any(packed).cast::<u8>(),
-            pgrx::varsize_any_exhdr(packed),
-        )
-    };
+    let bytes = unsafe { core::slice::from_raw_parts(pgrx::vardata_any(packed).cast::<u8>(), pgrx::varsize_any_exhdr(packed)) };
     let bytes = bytes.to_vec();
     if !ptr::eq(packed.cast_const(), value.cast_mut_ptr::<pg_sys::varlena>().cast_const()) {
         // SAFETY: a copy made by detoasting, no longer referenced.

@@ -25,15 +25,12 @@ macro_rules! sql_function {
         const _: () = {
             #[unsafe(export_name = concat!("pg_finfo_", stringify!($symbol)))]
             extern "C-unwind" fn finfo() -> *const ::pgrx::pg_sys::Pg_finfo_record {
-                const V1: ::pgrx::pg_sys::Pg_finfo_record =
-                    ::pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+                const V1: ::pgrx::pg_sys::Pg_finfo_record = ::pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
                 &V1
             }
 
             #[unsafe(export_name = stringify!($symbol))]
-            unsafe extern "C-unwind" fn entry(
-                fcinfo: ::pgrx::pg_sys::FunctionCallInfo,
-            ) -> ::pgrx::pg_sys::Datum {
+            unsafe extern "C-unwind" fn entry(fcinfo: ::pgrx::pg_sys::FunctionCallInfo) -> ::pgrx::pg_sys::Datum {
                 const NARGS: i16 = $nargs;
                 const BODY: fn(&mut $crate::pg::call::Call) -> $crate::error::Result<$crate::pg::call::Ret> = $body;
                 const NAME: &str = stringify!($symbol);
@@ -90,18 +87,9 @@ pub unsafe fn enter(
     unsafe { pg_sys::panic::pgrx_extern_c_guard(move || run(fcinfo, symbol, nargs, body)) }
 }
 
-fn run(
-    fcinfo: pg_sys::FunctionCallInfo,
-    symbol: &'static str,
-    nargs: i16,
-    body: fn(&mut Call) -> Result<Ret>,
-) -> Datum {
+fn run(fcinfo: pg_sys::FunctionCallInfo, symbol: &'static str, nargs: i16, body: fn(&mut Call) -> Result<Ret>) -> Datum {
     let mut call = Call { fcinfo, _frame: PhantomData };
-    let outcome = if call.nargs() == nargs {
-        body(&mut call)
-    } else {
-        Err(version_mismatch(symbol, call.nargs(), nargs))
-    };
+    let outcome = if call.nargs() == nargs { body(&mut call) } else { Err(version_mismatch(symbol, call.nargs(), nargs)) };
     match outcome {
         Ok(Ret::Datum(datum)) => call.finish(datum, false),
         Ok(Ret::Void) => call.finish(Datum::null(), false),

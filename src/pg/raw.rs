@@ -10,10 +10,7 @@ unsafe extern "C-unwind" {
     /// Raises: only "too many LWLocks taken" at 200 held, PANIC without a PGPROC. Waits uninterruptibly; holds interrupts off.
     pub fn LWLockAcquire(lock: *mut pg_sys::LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
     /// Raises: as LWLockAcquire. Never waits.
-    pub fn LWLockConditionalAcquire(
-        lock: *mut pg_sys::LWLock,
-        mode: pg_sys::LWLockMode::Type,
-    ) -> bool;
+    pub fn LWLockConditionalAcquire(lock: *mut pg_sys::LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
     /// Raises: only when the lock is not held, which the guard type excludes.
     pub fn LWLockRelease(lock: *mut pg_sys::LWLock);
     /// Never raises: walks a backend-local array.
@@ -47,10 +44,7 @@ unsafe extern "C-unwind" {
     pub fn IsTransactionBlock() -> bool;
 
     /// Never raises: a shared LWLock around a walk of the prepared transactions.
-    pub fn TwoPhaseGetXidByVirtualXID(
-        vxid: pg_sys::VirtualTransactionId,
-        have_more: *mut bool,
-    ) -> pg_sys::TransactionId;
+    pub fn TwoPhaseGetXidByVirtualXID(vxid: pg_sys::VirtualTransactionId, have_more: *mut bool) -> pg_sys::TransactionId;
 
     /// Never raises: an LWLock around one array read. A backend id that is out of range or unused gives NULL.
     #[cfg(any(feature = "pg14", feature = "pg15", feature = "pg16"))]

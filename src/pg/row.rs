@@ -203,10 +203,7 @@ fn has(infomask: u16, bits: u32) -> bool {
 }
 
 /// Hint bits first; then own, in progress, committed, aborted, in this order. The raw xmin is returned even of a frozen row.
-fn judge(
-    header: &pg_sys::HeapTupleHeaderData,
-    memo: &mut Memo,
-) -> (pg_sys::TransactionId, RowState) {
+fn judge(header: &pg_sys::HeapTupleHeaderData, memo: &mut Memo) -> (pg_sys::TransactionId, RowState) {
     // SAFETY: a heap tuple on a page always uses this variant of the union. Reads fields.
     let (xmin, xmax) = unsafe { (header.t_choice.t_heap.t_xmin, header.t_choice.t_heap.t_xmax) };
     let mask = header.t_infomask;
@@ -228,15 +225,9 @@ fn judge(
     (xmin, inserted)
 }
 
-fn is_deleted(
-    header: &pg_sys::HeapTupleHeaderData,
-    mask: u16,
-    xmax: pg_sys::TransactionId,
-    memo: &mut Memo,
-) -> bool {
+fn is_deleted(header: &pg_sys::HeapTupleHeaderData, mask: u16, xmax: pg_sys::TransactionId, memo: &mut Memo) -> bool {
     let lock_only = has(mask, pg_sys::HEAP_XMAX_LOCK_ONLY)
-        || u32::from(mask) & (pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_LOCK_MASK)
-            == pg_sys::HEAP_XMAX_EXCL_LOCK;
+        || u32::from(mask) & (pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_LOCK_MASK) == pg_sys::HEAP_XMAX_EXCL_LOCK;
     if has(mask, pg_sys::HEAP_XMAX_INVALID) || lock_only || xmax.into_inner() == 0 {
         return false;
     }

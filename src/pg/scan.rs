@@ -8,8 +8,8 @@ use core::ptr;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
-pub use super::row::{RawRow, RowState, Tid};
 use super::rel::{Index, Rel};
+pub use super::row::{RawRow, RowState, Tid};
 use super::row::{Reader, clear_slot, pointer_of, tid_of};
 use super::xact::check_for_interrupts;
 pub use super::xid::{FullXid, XidState, full_xid, has_ended, is_own, next_full_xid, visible_to_caller, xid_state};
@@ -89,8 +89,7 @@ impl<'r> IndexScan<'r> {
         loop {
             check_for_interrupts();
             // SAFETY: the scan is live. May raise (I/O): unwinds, abort releases its pins.
-            let pointer =
-                unsafe { pg_sys::index_getnext_tid(self.scan, pg_sys::ScanDirection::ForwardScanDirection) };
+            let pointer = unsafe { pg_sys::index_getnext_tid(self.scan, pg_sys::ScanDirection::ForwardScanDirection) };
             // SAFETY: null at the end, else inside the scan descriptor.
             let tid = tid_of(unsafe { pointer.as_ref() }?);
             let key = self.entry_key();
@@ -156,10 +155,7 @@ fn check_shape(rel: &Rel, index: &Index) -> Result<()> {
     let good = unsafe {
         index.form().indnkeyatts >= 2
             && *(*index.raw()).rd_opcintype == pg_sys::INT4OID
-            && matches!(
-                *(*index.raw()).rd_opcintype.add(1),
-                pg_sys::INT8OID | pg_sys::TIMESTAMPTZOID | pg_sys::TIMESTAMPOID
-            )
+            && matches!(*(*index.raw()).rd_opcintype.add(1), pg_sys::INT8OID | pg_sys::TIMESTAMPTZOID | pg_sys::TIMESTAMPOID)
             && (*desc).natts >= 2
             && *(*index.raw()).rd_indoption & 3 == 0
             && *(*index.raw()).rd_indoption.add(1) & 3 == 0
@@ -184,35 +180,23 @@ impl<'r> HeapScan<'r> {
     pub fn begin_mvcc(rel: &'r Rel) -> Self {
         // SAFETY: a snapshot is active in every call from SQL. May raise (out of memory): unwinds. Unregistered by heap_endscan.
         let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot()) };
-        Self::begin_with(
-            rel,
-            snapshot,
-            pg_sys::ScanOptions::SO_ALLOW_PAGEMODE | pg_sys::ScanOptions::SO_TEMP_SNAPSHOT,
-        )
+        Self::begin_with(rel, snapshot, pg_sys::ScanOptions::SO_ALLOW_PAGEMODE | pg_sys::ScanOptions::SO_TEMP_SNAPSHOT)
     }
 
     /// Not synchronised with other scans, so the order is that of the blocks; a large table goes through a ring of buffers.
     fn begin_with(rel: &'r Rel, snapshot: pg_sys::Snapshot, flags: u32) -> Self {
         let reader = Reader::new(rel);
-        let flags =
-            flags | pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_STRAT;
+        let flags = flags | pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_STRAT;
         // SAFETY: the relation is a live heap table for 'r, the snapshot static or registered. May raise: unwinds.
-        let scan = unsafe {
-            pg_sys::heap_beginscan(rel.raw(), snapshot, 0, ptr::null_mut(), ptr::null_mut(), flags)
-        };
+        let scan = unsafe { pg_sys::heap_beginscan(rel.raw(), snapshot, 0, ptr::null_mut(), ptr::null_mut(), flags) };
         Self { scan, reader, _relation: PhantomData }
     }
 
     pub fn next(&mut self) -> Option<RawRow<'_>> {
         check_for_interrupts();
         // SAFETY: scan and slot are ours and of the same table. May raise (I/O): unwinds, abort releases the pins.
-        let found = unsafe {
-            pg_sys::heap_getnextslot(
-                self.scan,
-                pg_sys::ScanDirection::ForwardScanDirection,
-                self.reader.slot(),
-            )
-        };
+        let found =
+            unsafe { pg_sys::heap_getnextslot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.reader.slot()) };
         found.then(|| self.reader.row())
     }
 }

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
-use super::raw;
-pub use super::locked::{Guard, LwCells, LwSlices, PartGuard};
-pub use super::sleep::{CondVar, CondVars, WaitEvent};
 use super::locked::Cell;
+pub use super::locked::{Guard, LwCells, LwSlices, PartGuard};
+use super::raw;
+pub use super::sleep::{CondVar, CondVars, WaitEvent};
 use crate::error::{Error, Result};
 
 /// A set of views into one named area of shared memory.
@@ -92,11 +92,7 @@ pub fn register<L: Layout>() -> Result<()> {
             Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             concat!(env!("CARGO_PKG_NAME"), " must be loaded at server start"),
         )
-        .hint(concat!(
-            "Add ",
-            env!("CARGO_PKG_NAME"),
-            " to shared_preload_libraries and restart the server."
-        )));
+        .hint(concat!("Add ", env!("CARGO_PKG_NAME"), " to shared_preload_libraries and restart the server.")));
     }
     let mut list = registrations();
     let is_first = list.is_empty();
@@ -189,10 +185,7 @@ fn start<L: Layout>() {
     // SAFETY: acquired above.
     unsafe { raw::LWLockRelease(init_lock) };
     if !fits {
-        super::call::raise(Error::new(
-            Code::ERRCODE_INTERNAL_ERROR,
-            "shared memory layout changed between counting and carving",
-        ));
+        super::call::raise(Error::new(Code::ERRCODE_INTERNAL_ERROR, "shared memory layout changed between counting and carving"));
     }
     L::place().set(views);
 }

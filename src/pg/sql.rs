@@ -55,8 +55,7 @@ fn check(code: i32, what: &str) -> Result<i32> {
 }
 
 fn c_string(sql: &str) -> Result<CString> {
-    CString::new(sql)
-        .map_err(|_| Error::new(Code::ERRCODE_SYNTAX_ERROR, "statement contains a null character"))
+    CString::new(sql).map_err(|_| Error::new(Code::ERRCODE_SYNTAX_ERROR, "statement contains a null character"))
 }
 
 fn plan_of(sql: &'static str, args: &[(Oid, Option<Datum>)]) -> Result<pg_sys::SPIPlanPtr> {
@@ -80,12 +79,10 @@ fn plan_of(sql: &'static str, args: &[(Oid, Option<Datum>)]) -> Result<pg_sys::S
 fn run(sql: &'static str, args: &[(Oid, Option<Datum>)], read_only: bool) -> Result<u64> {
     let plan = plan_of(sql, args)?;
     let mut values: Vec<Datum> = args.iter().map(|(_, v)| v.unwrap_or(Datum::null())).collect();
-    let nulls: Vec<c_char> =
-        args.iter().map(|(_, v)| if v.is_some() { b' ' } else { b'n' } as c_char).collect();
+    let nulls: Vec<c_char> = args.iter().map(|(_, v)| if v.is_some() { b' ' } else { b'n' } as c_char).collect();
     // SAFETY: the plan is saved and takes as many arguments as it was prepared with, which the static text fixes; the arrays
     // outlive the call. May raise: unwinds, destructors run, abort closes the level.
-    let code =
-        unsafe { pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0) };
+    let code = unsafe { pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0) };
     check(code, "SPI_execute_plan")?;
     // SAFETY: a plain read of a backend-local global; cannot raise.
     Ok(unsafe { pg_sys::SPI_processed })
@@ -118,11 +115,7 @@ pub fn select(
 }
 
 /// The first column of the first row, copied into the memory context of the caller.
-pub fn select_one(
-    sql: &'static str,
-    args: &[(Oid, Option<Datum>)],
-    read_only: bool,
-) -> Result<Option<Datum>> {
+pub fn select_one(sql: &'static str, args: &[(Oid, Option<Datum>)], read_only: bool) -> Result<Option<Datum>> {
     let mut first = None;
     select(sql, args, read_only, |row| {
         if first.is_none() {
@@ -218,8 +211,7 @@ pub fn as_owner<T>(relation: Oid, f: impl FnOnce() -> Result<T>) -> Result<T> {
     let (mut user, mut context) = (Oid::INVALID, 0);
     // SAFETY: two out parameters of ours; cannot raise.
     unsafe { pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context) };
-    let restricted =
-        (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32;
+    let restricted = (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32;
     // SAFETY: sets two backend-local values, which abort resets; cannot raise.
     unsafe { pg_sys::SetUserIdAndSecContext(owner, context | restricted) };
     // SAFETY: counts a level; cannot raise.

@@ -36,8 +36,7 @@ impl<'c> Rows<'c> {
         let entered = Entered::into_raw_context(per_query);
         // SAFETY: the expected descriptor is live for the call. May raise (out of memory): unwinds. The executor frees it.
         let desc = unsafe { pg_sys::CreateTupleDescCopy(info.expectedDesc) };
-        let random =
-            info.allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random as i32 != 0;
+        let random = info.allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random as i32 != 0;
         // SAFETY: may raise (out of memory): unwinds. The store lives in the per-query context.
         let store = unsafe { pg_sys::tuplestore_begin_heap(random, false, pg_sys::work_mem) };
         drop(entered);
@@ -74,12 +73,7 @@ impl<'c> Rows<'c> {
         // SAFETY: both arrays have one element per column, and the Datums are of the declared types by the caller's contract.
         // May raise (temporary file): unwinds, the executor's contexts own the rest.
         unsafe {
-            pg_sys::tuplestore_putvalues(
-                self.store,
-                self.desc,
-                self.values.as_mut_ptr(),
-                self.nulls.as_mut_ptr(),
-            );
+            pg_sys::tuplestore_putvalues(self.store, self.desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
         self.count += 1;
         Ok(())
@@ -95,8 +89,5 @@ impl<'c> Rows<'c> {
 }
 
 fn unsupported() -> Error {
-    Error::new(
-        Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-        "set-valued function called in context that cannot accept a set",
-    )
+    Error::new(Code::ERRCODE_FEATURE_NOT_SUPPORTED, "set-valued function called in context that cannot accept a set")
 }

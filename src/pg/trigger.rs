@@ -22,10 +22,8 @@ impl<'c> TriggerRow<'c> {
         }
         // SAFETY: the tag says it is a TriggerData, live for the call.
         let data = unsafe { &*frame.context.cast::<pg_sys::TriggerData>() };
-        let expected =
-            pg_sys::TRIGGER_EVENT_INSERT | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_INSTEAD;
-        let mask =
-            pg_sys::TRIGGER_EVENT_OPMASK | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+        let expected = pg_sys::TRIGGER_EVENT_INSERT | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_INSTEAD;
+        let mask = pg_sys::TRIGGER_EVENT_OPMASK | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
         if data.tg_event & mask != expected || data.tg_trigtuple.is_null() {
             return Err(protocol_error());
         }
@@ -44,8 +42,7 @@ impl<'c> TriggerRow<'c> {
     }
 
     fn column(&self, name: &str) -> Result<i32> {
-        let missing =
-            || Error::new(Code::ERRCODE_UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"));
+        let missing = || Error::new(Code::ERRCODE_UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"));
         let c_name = CString::new(name).map_err(|_| missing())?;
         // SAFETY: the descriptor is live, the string terminated. Reports a missing column by its result.
         let number = unsafe { pg_sys::SPI_fnumber(self.desc, c_name.as_ptr()) };

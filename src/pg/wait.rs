@@ -33,11 +33,8 @@ pub fn leave_snapshot(call: &Call) -> Result<NoSnapshot> {
         return Err(refused("The transaction has already written."));
     }
     if xact::isolation_uses_snapshot() {
-        return Err(Error::new(
-            Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
-            "cannot wait in a transaction that keeps one snapshot",
-        )
-        .hint("Use the isolation level READ COMMITTED."));
+        return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot wait in a transaction that keeps one snapshot")
+            .hint("Use the isolation level READ COMMITTED."));
     }
     // SAFETY: non-atomic, so the portal may give up its snapshot. Raises if other snapshots are active: unwinds.
     unsafe { pg_sys::ForgetPortalSnapshots() };

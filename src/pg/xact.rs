@@ -19,11 +19,8 @@ use crate::error::{Error, Result};
 pub fn require_writable(cmd: &str) -> Result<()> {
     // SAFETY: reads shared state, cannot raise; guarded all the same.
     if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::new(
-            Code::ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            format!("cannot execute {cmd} during recovery"),
-        )
-        .hint("Connect to the primary server."));
+        return Err(Error::new(Code::ERRCODE_READ_ONLY_SQL_TRANSACTION, format!("cannot execute {cmd} during recovery"))
+            .hint("Connect to the primary server."));
     }
     // SAFETY: a plain read of a backend-local global; cannot raise.
     if unsafe { pg_sys::XactReadOnly } {
@@ -189,7 +186,15 @@ unsafe extern "C-unwind" fn on_subxact(
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => no_unwind_sub(callbacks.sub_commit, mine, parent),
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
-            no_unwind_sub(|mine, _| if let Some(c) = CALLBACKS.get() { (c.sub_abort)(mine) }, mine, parent);
+            no_unwind_sub(
+                |mine, _| {
+                    if let Some(c) = CALLBACKS.get() {
+                        (c.sub_abort)(mine)
+                    }
+                },
+                mine,
+                parent,
+            );
         }
         _ => (),
     }
@@ -342,11 +347,7 @@ pub fn max_backends() -> u32 {
     #[cfg(feature = "pg14")]
     // SAFETY: plain reads of settings. On 14 the server has not yet computed MaxBackends when libraries are loaded.
     let n = unsafe {
-        pg_sys::MaxConnections
-            + raw::autovacuum_max_workers
-            + 1
-            + pg_sys::max_worker_processes
-            + pg_sys::max_wal_senders
+        pg_sys::MaxConnections + raw::autovacuum_max_workers + 1 + pg_sys::max_worker_processes + pg_sys::max_wal_senders
     };
     #[cfg(not(feature = "pg14"))]
     // SAFETY: a plain read; computed before the shared memory request hooks run.

@@ -93,13 +93,19 @@ pub fn name(frontier: &Frontier, id: i32) -> Result<Box<[u8]>> {
     }
     let mut found: Option<Box<[u8]>> = None;
     sql::as_owner(frontier.ledger, || {
-        sql::select("SELECT name FROM awa.job_kinds WHERE kind_id = $1", &[(pg_sys::INT4OID, Some(datum::i32(id)))], false, |row| {
-            found = row.bytes(1).map(Vec::into_boxed_slice);
-            Ok(())
-        })
+        sql::select(
+            "SELECT name FROM awa.job_kinds WHERE kind_id = $1",
+            &[(pg_sys::INT4OID, Some(datum::i32(id)))],
+            false,
+            |row| {
+                found = row.bytes(1).map(Vec::into_boxed_slice);
+                Ok(())
+            },
+        )
     })?;
     let name = found.ok_or_else(|| {
-        Error::new(Code::ERRCODE_DATA_CORRUPTED, format!("job kind {id} is not in the dictionary")).hint("Restore awa.job_kinds from a backup.")
+        Error::new(Code::ERRCODE_DATA_CORRUPTED, format!("job kind {id} is not in the dictionary"))
+            .hint("Restore awa.job_kinds from a backup.")
     })?;
     with_known(frontier, |known| {
         known.by_id.insert(id, name.clone());

@@ -131,10 +131,7 @@ pub fn update(definition: &Definition) -> Result<()> {
 pub fn mark_dropped(queue_id: i32) -> Result<()> {
     sql::execute(
         "UPDATE awa.queue_definitions SET dropped_at = $2 WHERE queue_id = $1",
-        &[
-            (pg_sys::INT4OID, Some(datum::i32(queue_id))),
-            (pg_sys::TIMESTAMPTZOID, Some(datum::i64(xact::now()))),
-        ],
+        &[(pg_sys::INT4OID, Some(datum::i32(queue_id))), (pg_sys::TIMESTAMPTZOID, Some(datum::i64(xact::now())))],
     )?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod pid_file;
 mod socket_dir;
+mod tools;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};

@@ -69,7 +69,7 @@ pub fn a_cancel_that_rolls_back_among_claimers_loses_no_job(stage: &mut Stage<'_
 
 /// `early`: the cancels are under way before the claimers begin; else they begin together.
 fn cancel_and_roll_back(client: &mut Client, jobs: &[i64], begun: &Barrier, early: bool, end: &str) -> Result<()> {
-    let mut work = |client: &mut Client| -> Result<()> {
+    let work = |client: &mut Client| -> Result<()> {
         for job in jobs {
             client.query_one("SELECT awa.cancel($1)", &[job])?;
         }

@@ -60,10 +60,32 @@ suites! {
         jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
         a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
     ];
+    cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
+    hostile_setup: [
+        every_function_is_in_the_lists, without_preloading_every_function_says_so, without_preloading_nothing_is_adopted,
+        a_database_too_many_is_refused_until_one_goes, sessions_outlive_a_new_extension, another_version_of_the_script_is_refused,
+        a_read_only_transaction_refuses_to_write, a_standby_refuses_and_works_after_promotion,
+    ];
+    hostile_resources: [
+        the_memory_of_a_session_stays_flat_over_many_calls, the_memory_of_a_session_stays_flat_over_many_refusals,
+        more_open_producers_than_gaps_delay_jobs_and_lose_none, hundreds_of_savepoints_delay_jobs_and_lose_none,
+        a_transaction_of_100_000_jobs_holds_nobody_up, a_claim_of_60_000_jobs_that_rolls_back_gives_them_all_back,
+        a_large_enqueue_may_be_cancelled_anywhere, a_large_claim_may_be_cancelled_anywhere,
+        a_large_completion_may_be_cancelled_anywhere,
+    ];
+    copies: [
+        a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
+        a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
+    ];
+    crash_ledger: [what_clients_were_told_survives_every_crash];
 }
 
-/// A case that takes longer has hung; its cluster is killed.
-const CASE_LIMIT: Duration = Duration::from_secs(180);
+/// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
+fn case_limit() -> Duration {
+    Duration::from_secs(180.max(20 * stress_mixed::number("AWA_CRASH_ROUNDS", 0)))
+}
+
 const DATABASE: &str = "awa_case";
 
 pub struct Case {
@@ -121,10 +143,10 @@ impl Case {
 /// Runs `work`; when it takes too long, kills the server, which makes every client's call fail.
 fn with_limit(cluster: &mut Cluster, work: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let (done, wait) = channel::<()>();
-    let data = cluster.data();
+    let (data, limit) = (cluster.data(), case_limit());
     thread::scope(|scope| {
         let watchdog = scope.spawn(move || {
-            let hung = wait.recv_timeout(CASE_LIMIT) == Err(RecvTimeoutError::Timeout);
+            let hung = wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
             if hung {
                 kill_server(&data);
             }
@@ -133,7 +155,7 @@ fn with_limit(cluster: &mut Cluster, work: impl FnOnce(&mut Cluster) -> Result<(
         let result = work(cluster);
         drop(done);
         match watchdog.join() {
-            Ok(true) => result.and_then(|()| bail!("took too long")).with_context(|| format!("killed after {CASE_LIMIT:?}")),
+            Ok(true) => result.and_then(|()| bail!("took too long")).with_context(|| format!("killed after {limit:?}")),
             _ => result,
         }
     })

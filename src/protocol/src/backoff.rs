@@ -6,7 +6,13 @@ pub fn delay(base: i64, max: i64, attempt: u32, seed: u64) -> i64 {
     let base = base.clamp(0, max);
     let doublings = attempt.saturating_sub(1);
     let fits = base.leading_zeros() > doublings + 1;
-    let raw = if fits { (base << doublings).min(max) } else if base == 0 { 0 } else { max };
+    let raw = if fits {
+        (base << doublings).min(max)
+    } else if base == 0 {
+        0
+    } else {
+        max
+    };
     let jitter_range = raw / 4;
     if jitter_range == 0 {
         return raw;

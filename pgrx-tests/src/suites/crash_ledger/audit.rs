@@ -55,7 +55,7 @@ fn enqueued_and_completed(story: &Story, states: &States) -> Result<()> {
     ensure!(lost.is_empty(), "{} acknowledged jobs are lost: {lost:?}", lost.len());
     let undone: Vec<_> = story.completed.iter().filter(|id| states.get(id).is_none_or(|state| state != "completed")).collect();
     ensure!(undone.is_empty(), "{} acknowledged completions are undone: {undone:?}", undone.len());
-    let there = story.prepared.values().chain([&story.rolled_back.iter().copied().collect()]).flatten().find(|id| states.contains_key(id));
+    let there = story.prepared.values().flatten().chain(&story.rolled_back).find(|id| states.contains_key(id));
     ensure!(there.is_none(), "job {there:?} is there, but its transaction did not commit");
     Ok(())
 }
