@@ -47,37 +47,47 @@ fn wishes(call: &Call<'_>) -> Result<Wishes> {
 
 fn create_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.create_queue()")?;
-    let frontier = Frontier::attach(call)?;
-    queues::create(&frontier, &queue_name(call)?, &wishes(call)?)?;
-    Ok(Ret::Void)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        queues::create(frontier, &queue_name(call)?, &wishes(call)?)?;
+        Ok(Ret::Void)
+    })
 }
 
 fn alter_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.alter_queue()")?;
-    let frontier = Frontier::attach(call)?;
-    queues::alter(&frontier, &queue_name(call)?, &wishes(call)?)?;
-    Ok(Ret::Void)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        queues::alter(frontier, &queue_name(call)?, &wishes(call)?)?;
+        Ok(Ret::Void)
+    })
 }
 
 fn drop_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.drop_queue()")?;
-    let frontier = Frontier::attach(call)?;
-    queues::drop(&frontier, &queue_name(call)?, validate::not_null(call.bool(1), "force")?)?;
-    Ok(Ret::Void)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        queues::drop(frontier, &queue_name(call)?, validate::not_null(call.bool(1), "force")?)?;
+        Ok(Ret::Void)
+    })
 }
 
 fn pause_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.pause_queue()")?;
-    let frontier = Frontier::attach(call)?;
-    queues::set_paused(&frontier, &queue_name(call)?, true)?;
-    Ok(Ret::Void)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        queues::set_paused(frontier, &queue_name(call)?, true)?;
+        Ok(Ret::Void)
+    })
 }
 
 fn resume_queue(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.resume_queue()")?;
-    let frontier = Frontier::attach(call)?;
-    queues::set_paused(&frontier, &queue_name(call)?, false)?;
-    Ok(Ret::Void)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        queues::set_paused(frontier, &queue_name(call)?, false)?;
+        Ok(Ret::Void)
+    })
 }
 
 fn cancel(call: &mut Call<'_>) -> Result<Ret> {
@@ -104,14 +114,14 @@ fn outcome(call: &Call<'_>, outcome: &Outcome) -> Result<Ret> {
 
 fn rotate(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.rotate()")?;
-    let frontier = Frontier::attach(call)?;
-    outcome(call, &rotate::rotate(&frontier)?)
+    let call = &*call;
+    Frontier::with(call, |frontier| outcome(call, &rotate::rotate(frontier)?))
 }
 
 fn prune(call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.prune()")?;
-    let frontier = Frontier::attach(call)?;
-    outcome(call, &prune::prune(&frontier)?)
+    let call = &*call;
+    Frontier::with(call, |frontier| outcome(call, &prune::prune(frontier)?))
 }
 
 fn verify(call: &mut Call<'_>) -> Result<Ret> {

@@ -9,7 +9,7 @@ use crate::ops::enqueue::{self, NewJob};
 use crate::ops::handle::{self, Queue};
 use crate::ops::validate;
 use crate::pg::call::{Call, Ret, bytes_of, i64_array_datum};
-use crate::pg::xact;
+use crate::pg::{rel, xact};
 use crate::sql_function;
 use crate::store::kinds;
 
@@ -113,6 +113,12 @@ fn jobs_insert(call: &mut Call<'_>) -> Result<Ret> {
     let call = &*call;
     Frontier::with(call, |frontier| {
         let row = call.trigger_row()?;
+        if Some(row.relation_oid()) != rel::relation_oid("awa", "jobs") {
+            return Err(Error::new(
+                pgrx::PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "function awa.jobs_insert() is the trigger of the view awa.jobs only",
+            ));
+        }
         for column in
             ["state", "attempt", "enqueued_at", "claimed_at", "deadline_at", "heartbeat_at", "finished_at", "errors", "job_id"]
         {

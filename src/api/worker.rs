@@ -154,29 +154,37 @@ fn snooze(call: &mut Call<'_>) -> Result<Ret> {
 }
 
 fn heartbeat(call: &mut Call<'_>) -> Result<Ret> {
-    let frontier = Frontier::attach(call)?;
-    let (job_id, lease) = ids(call)?;
-    Ok(Ret::bool(exits::heartbeat(&frontier, job_id, lease)))
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let (job_id, lease) = ids(call)?;
+        Ok(Ret::bool(exits::heartbeat(frontier, job_id, lease)?))
+    })
 }
 
 fn heartbeat_many(call: &mut Call<'_>) -> Result<Ret> {
-    let frontier = Frontier::attach(call)?;
-    let jobs = pairs(call)?;
-    let alive = |(job_id, lease): &(i64, i64)| if exits::heartbeat(&frontier, *job_id, *lease) { "alive" } else { "stale" };
-    let answers: Vec<&'static str> = jobs.iter().map(alive).collect();
-    let mut rows = call.rows()?;
-    put_answers(&mut rows, &jobs, &answers)?;
-    Ok(Ret::Rows)
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let jobs = pairs(call)?;
+        let mut answers: Vec<&'static str> = Vec::new();
+        for (job_id, lease) in &jobs {
+            answers.push(if exits::heartbeat(frontier, *job_id, *lease)? { "alive" } else { "stale" });
+        }
+        let mut rows = call.rows()?;
+        put_answers(&mut rows, &jobs, &answers)?;
+        Ok(Ret::Rows)
+    })
 }
 
 fn extend(call: &mut Call<'_>) -> Result<Ret> {
-    let frontier = Frontier::attach(call)?;
-    let (job_id, lease) = ids(call)?;
-    let by = validate::duration(Some(validate::not_null(call.interval_us(2), "by")?), "by")?;
-    match exits::extend(&frontier, job_id, lease, by) {
-        Some(deadline) => Ok(Ret::i64(deadline)),
-        None => Answer::Stale.or_raise(job_id, lease).map(|_| Ret::Null),
-    }
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let (job_id, lease) = ids(call)?;
+        let by = validate::duration(Some(validate::not_null(call.interval_us(2), "by")?), "by")?;
+        match exits::extend(frontier, job_id, lease, by)? {
+            Some(deadline) => Ok(Ret::i64(deadline)),
+            None => Answer::Stale.or_raise(job_id, lease).map(|_| Ret::Null),
+        }
+    })
 }
 
 fn wait(call: &mut Call<'_>) -> Result<Ret> {

@@ -5,7 +5,7 @@
 //! the highest claimed row of its track; unclaimed rows below it are holes, rows of unfinished transactions below it are gaps.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use awa_protocol::attempt::{Entry, EntryRef, State};
@@ -20,7 +20,7 @@ use pgrx::pg_sys::Datum;
 use super::{Frontier, PARTITIONS, Reserve, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
 use crate::error::{Error, Result, out_of_memory, reserve};
 use crate::pg::rel::{Lock, Rel};
-use crate::pg::scan::{HeapScan, RawRow, RowState};
+use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
@@ -59,6 +59,10 @@ fn publish(frontier: &Frontier, epoch: u64) -> u64 {
     frontier.state().store(ready, Ordering::Release);
     BUILDING.set(None);
     frontier.shared.builds_sleeper(frontier.database).broadcast();
+    // Queues may have other places now: whoever sleeps for one looks again.
+    for place in 0..frontier.queue_slots() {
+        frontier.work_sleeper(place).broadcast();
+    }
     ready
 }
 
@@ -235,42 +239,116 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
     for (place, found) in counts {
         notes::add_counts(&mut frontier.queue(place).counts, &found);
     }
-    let mut holes: Vec<ReadyRow> = Vec::new();
+    let mut unfinished_xids: Vec<u64> = unfinished.iter().map(|(_, xid, _)| *xid).collect();
+    unfinished_xids.sort_unstable();
+    unfinished_xids.dedup();
+    let mut holes: Vec<Unclaimed> = Vec::new();
     if fold.has_evidence() {
         let mut scan = HeapScan::begin(&rel);
         while let Some(row) = scan.next() {
-            if row.state() != RowState::Committed {
+            let xmin = row.xmin_full();
+            // A transaction that ended between the passes stays what the first pass made of it: a gap.
+            if row.state() != RowState::Committed || unfinished_xids.binary_search(&xmin).is_ok() {
                 continue;
             }
             let seen = ready_row(&row);
             let fate = fold.fate(seen.job_id, seen.hop);
             if fold.second_pass(&seen, &fate) && places.contains_key(&Lane::from_number(seen.lane).queue_id) {
                 reserve(&mut holes, 1)?;
-                holes.push(seen);
+                holes.push(Unclaimed { row: seen, xmin });
             }
         }
     }
     for (lane, xid, _) in &unfinished {
-        let lane = Lane::from_number(*lane);
+        let (lane, xid) = (Lane::from_number(*lane), top_of(*xid));
         let Some(place) = places.get(&lane.queue_id).copied() else { continue };
         let note = notes::Note::Enqueued { queue: place, queue_id: lane.queue_id, sub: lane.sub, rows: 1 };
-        if !notes::note_prepared(&mut frontier.prepared().waiting, *xid, &note) {
+        if !notes::note_prepared(&mut frontier.prepared().waiting, xid, &note) {
             return Err(too_many_unfinished());
         }
     }
-    restore_tracks(frontier, fold, places, &unfinished)?;
+    let keep: HashSet<i32> = holes.iter().map(|hole| hole.row.lane).collect();
+    restore_tracks(frontier, fold, places, &unfinished, &keep)?;
+    if holes.len() > MANY_HOLES {
+        holes = as_gaps(frontier, fold, places, &rel, holes)?;
+    }
     // From the highest key down, so that each lands in front of the list.
-    holes.sort_unstable_by_key(|hole| std::cmp::Reverse(hole.position));
-    for hole in &holes {
-        let lane = Lane::from_number(hole.lane);
+    holes.sort_unstable_by_key(|hole| std::cmp::Reverse(hole.row.position));
+    for Unclaimed { row, .. } in &holes {
+        let lane = Lane::from_number(row.lane);
         let Some(place) = places.get(&lane.queue_id).copied() else { continue };
-        let name = restore_entry(frontier, info, place, hole, State::Hole, None, now)?;
+        let name = restore_entry(frontier, info, place, row, State::Hole, None, now)?;
         let link = frontier.link_of(name);
-        frontier.set_hole_key(link, hole.position.key);
+        frontier.set_hole_key(link, row.position.key);
         let mut queue = frontier.queue(place);
-        frontier.with_links(|links| queue.push_hole(lane.priority, link, hole.position.key, links));
+        frontier.with_links(|links| queue.push_hole(lane.priority, link, row.position.key, links));
     }
     Ok(())
+}
+
+/// A committed row below the cursor that nobody has claimed.
+struct Unclaimed {
+    row: ReadyRow,
+    xmin: u64,
+}
+
+/// Each hole takes a place of the pool. More of them than this come from a large transaction that scans had passed by: they go back
+/// into the gap of that transaction, which takes one.
+const MANY_HOLES: usize = 1024;
+
+/// Gives back those that must be holes all the same. A gap may hold only rows above the highest claimed row of its transaction, because
+/// a visit takes every row of that transaction in the range.
+fn as_gaps(
+    frontier: &Frontier,
+    fold: &SegmentFold,
+    places: &HashMap<i32, u16>,
+    rel: &Rel,
+    mut holes: Vec<Unclaimed>,
+) -> Result<Vec<Unclaimed>> {
+    let mut claimed: HashMap<(i32, u64), Position> = HashMap::new();
+    for hole in &holes {
+        claimed.entry((hole.row.lane, hole.xmin)).or_insert(Position::START);
+    }
+    let mut scan = HeapScan::begin(rel);
+    while let Some(row) = scan.next() {
+        if row.state() != RowState::Committed {
+            continue;
+        }
+        let seen = ready_row(&row);
+        let was_claimed = !matches!(fold.fate(seen.job_id, seen.hop), Fate::Ready);
+        if let Some(highest) = claimed.get_mut(&(seen.lane, row.xmin_full())).filter(|_| was_claimed) {
+            *highest = seen.position.max(*highest);
+        }
+    }
+    drop(scan);
+    holes.sort_unstable_by_key(|hole| (hole.row.lane, hole.xmin, hole.row.position));
+    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut start = 0;
+    for group in holes.chunk_by(|a, b| a.row.lane == b.row.lane && a.xmin == b.xmin) {
+        groups.push(start..start + group.len());
+        start += group.len();
+    }
+    groups.sort_unstable_by_key(|group| std::cmp::Reverse(group.len()));
+    let mut in_gap = vec![false; holes.len()];
+    for group in groups.into_iter().filter(|group| group.len() > 16) {
+        let rows = holes.get(group.clone()).unwrap_or(&[]);
+        let Some(first) = rows.first() else { continue };
+        let floor = claimed.get(&(first.row.lane, first.xmin)).copied().unwrap_or(Position::START);
+        let below = rows.partition_point(|hole| hole.row.position <= floor);
+        let (Some(from), Some(to)) = (rows.get(below), rows.last()) else { continue };
+        let Some(place) = places.get(&Lane::from_number(first.row.lane).queue_id).copied() else { continue };
+        let found = GapFound { xid: first.xmin, from: from.row.position, to: to.row.position };
+        if frontier.queue(place).restore_gap(fold.track_id(first.row.lane), found) {
+            for index in group.start + below..group.end {
+                if let Some(mark) = in_gap.get_mut(index) {
+                    *mark = true;
+                }
+            }
+        }
+    }
+    let mut marks = in_gap.into_iter();
+    holes.retain(|_| !marks.next().unwrap_or(false));
+    Ok(holes)
 }
 
 fn restore_tracks(
@@ -278,6 +356,7 @@ fn restore_tracks(
     fold: &SegmentFold,
     places: &HashMap<i32, u16>,
     unfinished: &[(i32, u64, Position)],
+    keep: &HashSet<i32>,
 ) -> Result<()> {
     let open = frontier.open_generation();
     let mut lanes: Vec<i32> = fold.tracks.keys().copied().chain(unfinished.iter().map(|(lane, ..)| *lane)).collect();
@@ -294,7 +373,7 @@ fn restore_tracks(
             }
         }
         let has_gap = mine().any(|(_, _, position)| *position <= cursor);
-        if fold.generation < open && head == i64::MAX && !has_gap {
+        if fold.generation < open && head == i64::MAX && !has_gap && !keep.contains(&number) {
             continue;
         }
         let id = fold.track_id(number);

@@ -207,12 +207,22 @@ fn shared() -> Result<&'static Shared> {
     })
 }
 
+/// Refuses a server that has not loaded the library at its start.
+pub fn require_preloading() -> Result<()> {
+    shared().map(|_| ())
+}
+
 /// The ledger's OID names the incarnation of the extension.
 pub fn ledger_oid() -> Result<Oid> {
     rel::relation_oid("awa", "ring_rotations").ok_or_else(|| {
         Error::new(Code::ERRCODE_UNDEFINED_TABLE, "relation \"awa.ring_rotations\" does not exist")
             .hint("Run CREATE EXTENSION awa_queue in this database.")
     })
+}
+
+fn rebuilt() -> Error {
+    Error::new(Code::ERRCODE_T_R_SERIALIZATION_FAILURE, "the working state of the queue was rebuilt during this call")
+        .hint("Run the transaction again.")
 }
 
 impl Frontier {
@@ -256,8 +266,7 @@ impl Frontier {
         if self.is_current() {
             return Ok(());
         }
-        Err(Error::new(Code::ERRCODE_T_R_SERIALIZATION_FAILURE, "the working state of the queue was rebuilt during this call")
-            .hint("Run the transaction again."))
+        Err(rebuilt())
     }
 
     fn attach_slowly() -> Result<Self> {
@@ -407,6 +416,7 @@ impl Frontier {
         let identity = self.shared.identity[self.database].load(Ordering::Relaxed);
         RING.with_borrow_mut(|(known_identity, known_version, segments)| {
             if *known_version != version || *known_identity != identity {
+                segments.reserve(LIVE_SEGMENTS);
                 let cell = self.shared.rings.at(self.database);
                 segments.clear();
                 segments.extend_from_slice(&cell.segments);

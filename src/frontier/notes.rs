@@ -117,6 +117,9 @@ thread_local! {
 
 /// Makes room for `more` notes. The only call here that may fail.
 pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
+    if FRONTIER.get().is_some_and(|before| before.word() != frontier.word()) && !is_empty() {
+        return Err(super::rebuilt());
+    }
     FRONTIER.set(Some(*frontier));
     NOTES.with_borrow_mut(|notes| {
         if notes.is_empty() && notes.capacity() > 16_384 {
@@ -194,7 +197,8 @@ pub fn set_waiting(queue: Option<u16>) {
 
 /// The regular end of a wait.
 pub fn leave_waiting(frontier: &Frontier) {
-    if let Some(queue) = WAITING.take().filter(|_| frontier.is_current()) {
+    // Sleepers are counted by place, whoever has it.
+    if let Some(queue) = WAITING.take() {
         let mut queue = frontier.queue(queue);
         queue.waiters = queue.waiters.saturating_sub(1);
     }
@@ -393,10 +397,10 @@ fn finish_session_state() {
     let process = xact::my_proc();
     let Some(frontier) = FRONTIER.get() else { return };
     if !frontier.is_current() {
+        leave_waiting(&frontier);
         HELD.set(None);
         REGISTERED.set(None);
         PROMISED.set((0, 0));
-        WAITING.set(None);
         return;
     }
     if let Some(queue) = REGISTERED.take() {
@@ -431,8 +435,11 @@ fn on_sub_abort(mine: u32) {
     super::build::on_abort();
     finish_session_state();
     let Some(frontier) = FRONTIER.get() else { return };
+    let current = frontier.is_current();
     while let Some(note) = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine)) {
-        undo(&frontier, note.note);
+        if current {
+            undo(&frontier, note.note);
+        }
     }
 }
 
@@ -610,6 +617,10 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         Note::SegmentPruneStarted { generation } => frontier.change_ring(|segments| {
             for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {
                 segment.state = awa_protocol::ring::SegmentState::PruneStarted;
+            }
+            // Nothing in it can be claimed: what its tracks and gaps still promise would only keep sleepers awake.
+            for place in 0..frontier.queue_slots() {
+                frontier.queue(place).forget_generation(generation);
             }
         }),
         Note::SegmentPruned { generation, slot } => {

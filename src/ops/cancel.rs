@@ -44,6 +44,7 @@ impl Cancelled {
 pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result<Cancelled> {
     let mut waits = 0;
     loop {
+        xact::check_for_interrupts();
         let Some((name, entry)) = entry_of(frontier, job_id) else {
             match cancel_waiting(frontier, job_id, reason)? {
                 Some(answer) => return Ok(answer),
@@ -160,7 +161,10 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     let Some(found) = find_newest(frontier, job_id)? else { return Ok(Some(Cancelled::NotFound)) };
     let head = found.head;
     let lane = Lane::from_number(head.lane);
-    let Some(place) = place_of(frontier, lane.queue_id) else { return Ok(Some(Cancelled::NotFound)) };
+    let Some(place) = place_of(frontier, lane.queue_id) else {
+        frontier.check_current()?;
+        return Ok(Some(Cancelled::NotFound));
+    };
     notes::reserve(frontier, 1)?;
     if frontier.reserve_entries(place, 1, Reserve::Operator) == 0 {
         return Err(pool_is_full());

@@ -84,7 +84,12 @@ fn append_evidence(frontier: &Frontier, terms: &Terms, taken: &[Taken]) -> Resul
     let follows = |a: &Taken, b: &Taken| a.generation == b.generation && b.lease == a.lease + 1;
     for run in taken.chunk_by(follows) {
         let Some(first) = run.first() else { continue };
-        let Some(segment) = frontier.segment(first.generation) else { continue };
+        let segment = frontier.segment(first.generation).ok_or_else(|| {
+            Error::new(
+                Code::ERRCODE_INTERNAL_ERROR,
+                format!("generation {} of the ring is gone during a claim", first.generation),
+            )
+        })?;
         let mut copies = Copies::default();
         for job in run {
             copies.push(job.head.job_id, job.head.hop);

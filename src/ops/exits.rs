@@ -20,7 +20,7 @@ use crate::ops::enqueue;
 use crate::ops::handle::Queue;
 use crate::ops::taking::is_row_of;
 use crate::pg::rel::Rel;
-use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, is_own, next_full_xid, xid_state};
+use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, has_ended, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
 use crate::store::errors;
 use crate::store::evidence::{self, Closure, Copies};
@@ -66,14 +66,18 @@ impl Answer {
     }
 }
 
-/// How long a finisher waits for the commit of the claim.
+/// How long a call that finishes attempts waits for commits of claims, all in all.
 pub const CLAIM_COMMIT_WAITS: u32 = 100;
 pub const CLAIM_COMMIT_WAIT_MS: i64 = 1;
 
 /// Is the claim's transaction unfinished, or aborted a moment ago, its entry about to be given back? An entry that has outlived a
 /// million transactions is settled: its claim is not looked up in a commit log that may be gone.
 pub fn is_unsettled(claim_xid: u64) -> bool {
-    next_full_xid().saturating_sub(claim_xid) < 1_000_000 && xid_state(claim_xid) != XidState::Committed
+    if next_full_xid().saturating_sub(claim_xid) < 1_000_000 {
+        xid_state(claim_xid) != XidState::Committed
+    } else {
+        !has_ended(claim_xid)
+    }
 }
 
 /// Marks the attempt as ending by this transaction. `Ok(Err(answer))`: it is not for this caller to end.
@@ -82,24 +86,27 @@ fn begin(
     job_id: i64,
     lease: i64,
     outcome: Outcome,
+    patience: &mut u32,
 ) -> Result<std::result::Result<(EntryRef, Entry), Answer>> {
     let partition = frontier.partition_of(job_id);
     let holds = |entry: &Entry| entry.state == State::Claimed && entry.lease == lease;
-    let mut waits = 0;
     loop {
         let found = frontier.with_partition(partition, |entries| {
             let slot = entries.find(job_id, holds)?;
             let stamp = entries.stamp_of(slot);
             entries.get(slot).map(|entry| (EntryRef { partition, slot, stamp }, *entry))
         });
-        let Some((name, entry)) = found else { return Ok(Err(Answer::Stale)) };
+        let Some((name, entry)) = found else {
+            frontier.check_current()?;
+            return Ok(Err(Answer::Stale));
+        };
         match decide_exit(&entry, Some(lease), outcome, is_own, is_unsettled) {
             Exit::Stale => return Ok(Err(Answer::Stale)),
             Exit::Already => return Ok(Err(Answer::Already)),
             Exit::Conflict(other) => return Ok(Err(Answer::Conflict(other))),
             Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
-            Exit::ClaimUncommitted(_) if waits < CLAIM_COMMIT_WAITS => {
-                waits += 1;
+            Exit::ClaimUncommitted(_) if *patience > 0 => {
+                *patience -= 1;
                 crate::frontier::nap(CLAIM_COMMIT_WAIT_MS);
             }
             Exit::ClaimUncommitted(_) => return Ok(Err(Answer::ClaimUncommitted)),
@@ -131,10 +138,11 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
     let mut order: Vec<usize> = (0..jobs.len()).collect();
     order.sort_unstable_by_key(|index| jobs.get(*index));
     let mut answers = vec![Answer::Stale; jobs.len()];
+    let mut patience = CLAIM_COMMIT_WAITS;
     let mut by_segment: BTreeMap<i64, Copies> = BTreeMap::new();
     for index in order {
         let (Some((job_id, lease)), Some(answer)) = (jobs.get(index), answers.get_mut(index)) else { continue };
-        *answer = match begin(frontier, *job_id, *lease, Outcome::Completed)? {
+        *answer = match begin(frontier, *job_id, *lease, Outcome::Completed, &mut patience)? {
             Ok((_, entry)) => {
                 by_segment.entry(entry.generation).or_default().push(entry.job_id, entry.hop);
                 Answer::Done(Outcome::Completed)
@@ -233,13 +241,16 @@ pub fn fail(frontier: &Frontier, job_id: i64, lease: i64, failure: &Failure) -> 
         let slot = entries.find(job_id, |entry| entry.state == State::Claimed && entry.lease == lease)?;
         entries.get(slot).copied()
     });
-    let Some(seen) = seen else { return Ok(Answer::Stale) };
+    let Some(seen) = seen else {
+        frontier.check_current()?;
+        return Ok(Answer::Stale);
+    };
     let verdict = after_failure(i32::from(seen.attempt), i32::from(seen.max_attempts), failure.is_final);
     let outcome = match verdict {
         FailureVerdict::Retry => Outcome::Retry,
         FailureVerdict::Failed => Outcome::Failed,
     };
-    let entry = match begin(frontier, job_id, lease, outcome)? {
+    let entry = match begin(frontier, job_id, lease, outcome, &mut { CLAIM_COMMIT_WAITS })? {
         Ok((_, entry)) => entry,
         Err(answer) => return Ok(answer),
     };
@@ -272,7 +283,7 @@ pub fn fail(frontier: &Frontier, job_id: i64, lease: i64, failure: &Failure) -> 
 
 /// Ends the attempt without using it up: the job runs again after `delay`.
 pub fn snooze(frontier: &Frontier, job_id: i64, lease: i64, delay: i64) -> Result<Answer> {
-    let entry = match begin(frontier, job_id, lease, Outcome::Snooze)? {
+    let entry = match begin(frontier, job_id, lease, Outcome::Snooze, &mut { CLAIM_COMMIT_WAITS })? {
         Ok((_, entry)) => entry,
         Err(answer) => return Ok(answer),
     };
@@ -286,13 +297,13 @@ pub fn snooze(frontier: &Frontier, job_id: i64, lease: i64, delay: i64) -> Resul
 }
 
 /// Says that the attempt is alive. Writes nothing to disk.
-pub fn heartbeat(frontier: &Frontier, job_id: i64, lease: i64) -> bool {
+pub fn heartbeat(frontier: &Frontier, job_id: i64, lease: i64) -> Result<bool> {
     let now = xact::now();
-    touch(frontier, job_id, lease, |entry| entry.heartbeat_at = entry.heartbeat_at.max(now)).is_some()
+    Ok(touch(frontier, job_id, lease, |entry| entry.heartbeat_at = entry.heartbeat_at.max(now))?.is_some())
 }
 
 /// Moves the deadline of the attempt to `by` from now. Memory only: after a crash the later of the claimed deadline and a grace holds.
-pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Option<i64> {
+pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Result<Option<i64>> {
     let now = xact::now();
     touch(frontier, job_id, lease, |entry| {
         entry.deadline = now.saturating_add(by);
@@ -301,9 +312,14 @@ pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Option<i
     })
 }
 
-fn touch<R>(frontier: &Frontier, job_id: i64, lease: i64, body: impl FnOnce(&mut Entry) -> R) -> Option<R> {
-    frontier.with_partition(frontier.partition_of(job_id), |entries| {
+fn touch<R>(frontier: &Frontier, job_id: i64, lease: i64, body: impl FnOnce(&mut Entry) -> R) -> Result<Option<R>> {
+    let touched = frontier.with_partition(frontier.partition_of(job_id), |entries| {
         let slot = entries.find(job_id, |entry| entry.state == State::Claimed && entry.lease == lease && entry.close_xid == 0)?;
         entries.get_mut(slot).map(body)
-    })
+    });
+    // While the frontier is built, nothing is there.
+    if touched.is_none() {
+        frontier.check_current()?;
+    }
+    Ok(touched)
 }

@@ -9,29 +9,32 @@ use std::collections::BTreeMap;
 
 use awa_protocol::lane::Lane;
 use awa_protocol::lifecycle::Outcome as End;
-use awa_protocol::queue::{Counts, Existence};
+use awa_protocol::queue::Counts;
 use awa_protocol::rebuild::Fate;
 use awa_protocol::ring::{Segment, SegmentState};
 use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, build, notes};
-use crate::ops::rotate::Outcome;
+use crate::ops::rotate::{Outcome, refuse_old_snapshot};
 use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RowState};
 use crate::pg::truncate::{truncate_in_place, truncation_is_safe_here};
 use crate::pg::{sql, xact};
 use crate::settings;
-use crate::store::{ledger, segments};
+use crate::store::{instance, ledger, queues, segments};
 
 pub fn prune(frontier: &Frontier) -> Result<Outcome> {
     if !notes::is_empty() {
         return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot prune in a transaction that has used the queue")
             .hint("Call awa.prune() in a transaction of its own."));
     }
+    refuse_old_snapshot("awa.prune()")?;
     let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else {
         return Ok(Outcome::skipped("skipped_busy", "another session is rotating or pruning"));
     };
+    frontier.check_current()?;
+    sql::as_owner(frontier.ledger, instance::check)?;
     let ring = sql::as_owner(frontier.ledger, ledger::read)?;
     let Some(segment) = ring.prune_candidate().copied() else {
         return Ok(Outcome::skipped("nothing", "no sealed segment"));
@@ -62,7 +65,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<O
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
-    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started"))?;
+    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
     for place in 0..frontier.queue_slots() {
@@ -80,13 +83,8 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<O
 fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<Option<String>> {
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
-    let mut live: Vec<i32> = Vec::with_capacity(usize::from(frontier.queue_slots()));
-    for place in 0..frontier.queue_slots() {
-        let queue = frontier.queue(place);
-        if queue.existence != Existence::Free {
-            live.push(queue.queue_id);
-        }
-    }
+    // From the table, not from memory: a queue that is not known to have been dropped is alive.
+    let dropped = sql::as_owner(frontier.ledger, queues::dropped_ids)?;
     let mut scan = HeapScan::begin(&rel);
     while let Some(row) = scan.next() {
         match row.state() {
@@ -105,7 +103,7 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
                     Fate::Open(_) => Some("running"),
                     Fate::Ready => Some("waiting"),
                 };
-                if let Some(state) = open.filter(|_| live.contains(&queue_id)) {
+                if let Some(state) = open.filter(|_| !dropped.contains(&queue_id)) {
                     return Ok(Some(format!("job {} is {state}", seen.job_id)));
                 }
             }
@@ -160,7 +158,7 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     for table in &tables {
         truncate_in_place(table)?;
     }
-    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "pruned"))?;
+    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "pruned", xact::now()))?;
     notes::reserve(frontier, 1)?;
     notes::push(notes::Note::SegmentPruned { generation: segment.generation, slot: segment.slot });
     xact::force_synchronous_commit();

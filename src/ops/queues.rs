@@ -68,6 +68,7 @@ pub fn create(frontier: &Frontier, name: &[u8], wishes: &Wishes) -> Result<()> {
     sql::as_owner(frontier.ledger, instance::write_if_missing)?;
     // One creator at a time: the second of two with one name waits, and then learns that the queue exists.
     let _definitions = Rel::open(queues::table()?, Lock::ShareRowExclusive)?;
+    frontier.check_current()?;
     sql::as_owner(frontier.ledger, || {
         if queues::lock(name)?.is_some() {
             return Err(Error::new(Code::ERRCODE_DUPLICATE_OBJECT, format!("queue \"{}\" already exists", handle::shown(name)))
@@ -103,6 +104,7 @@ fn change(frontier: &Frontier, name: &[u8], change: impl FnOnce(&mut Settings) -
     let queue = handle::resolve(frontier, name)?;
     sql::as_owner(frontier.ledger, || {
         let mut definition = queues::lock(name)?.ok_or_else(|| handle::missing(name))?;
+        frontier.check_current()?;
         change(&mut definition.settings)?;
         queues::update(&definition)?;
         notes::reserve(frontier, 1)?;
@@ -127,6 +129,7 @@ pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
     let queue = handle::resolve(frontier, name)?;
     notes::reserve(frontier, 1)?;
     let definition = sql::as_owner(frontier.ledger, || queues::lock(name))?.ok_or_else(|| handle::missing(name))?;
+    frontier.check_current()?;
     begin_drop(frontier, queue)?;
     for segment in frontier.live_segments() {
         wait_for_lockers(segment.ready, Lock::Share);
@@ -156,6 +159,7 @@ fn begin_drop(frontier: &Frontier, queue: Queue) -> Result<()> {
             }
         } else {
             std::mem::drop(held);
+            frontier.check_current()?;
             return Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped"));
         }
     }

@@ -12,7 +12,7 @@ use crate::frontier::{Frontier, notes};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::settings;
-use crate::store::{ledger, segments};
+use crate::store::{instance, ledger, segments};
 
 pub struct Outcome {
     pub outcome: &'static str,
@@ -32,10 +32,23 @@ pub fn rotate(frontier: &Frontier) -> Result<Outcome> {
         return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot rotate in a transaction that has used the queue")
             .hint("Call awa.rotate() in a transaction of its own."));
     }
+    refuse_old_snapshot("awa.rotate()")?;
     let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else {
         return Ok(Outcome::skipped("skipped_busy", "another session is rotating or pruning"));
     };
+    frontier.check_current()?;
+    sql::as_owner(frontier.ledger, instance::check)?;
     open_next(frontier)
+}
+
+/// The ledger and the queues must be read as they are now.
+pub fn refuse_old_snapshot(verb: &str) -> Result<()> {
+    if !xact::isolation_uses_snapshot() {
+        return Ok(());
+    }
+    Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, format!("{verb} needs isolation level READ COMMITTED"))
+        .detail("A transaction with a snapshot of its own may read an old state of the ring.")
+        .hint("Call it in a transaction of its own, at READ COMMITTED."))
 }
 
 fn open_next(frontier: &Frontier) -> Result<Outcome> {
@@ -45,8 +58,9 @@ fn open_next(frontier: &Frontier) -> Result<Outcome> {
             Rotation::Full => Ok(Outcome::skipped("full", "no segment is free: prune, or raise awa.ring_segments")),
             Rotation::Open { generation, slot } => {
                 segments::create_if_missing(slot)?;
-                ledger::append(generation, slot, "opened")?;
-                let segment = Segment { generation, slot, state: SegmentState::Open, opened_at: xact::now() };
+                let opened_at = xact::now();
+                ledger::append(generation, slot, "opened", opened_at)?;
+                let segment = Segment { generation, slot, state: SegmentState::Open, opened_at };
                 let info = segments::locate(&segment)?;
                 notes::reserve(frontier, 1)?;
                 notes::push(notes::Note::SegmentOpened { segment: info });

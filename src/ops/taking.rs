@@ -295,6 +295,9 @@ impl<'f> Taker<'f> {
         };
         notes::reserve(self.frontier, 0)?;
         let begun = self.with_queue(|queue, this| {
+            if !this.queue.is_usable(queue) {
+                return None;
+            }
             let turn = queue.begin_gap(track, xid, xact::my_proc())?;
             let before = Position::at(turn.from.key, turn.from.tid);
             notes::hold(Held { queue: this.queue.place, turn: Turn::Gap { turn, reached: just_before(before) } });
@@ -428,7 +431,8 @@ impl<'f> Taker<'f> {
         {
             let mut queue = self.frontier.queue(self.queue.place);
             // A rebuild empties the queue under this lock: what is seen under it of a current frontier is good.
-            while self.frontier.is_current() && popped.len() < wanted && queue.first_hole_key(priority) <= until {
+            let usable = self.queue.is_usable(&queue);
+            while usable && self.frontier.is_current() && popped.len() < wanted && queue.first_hole_key(priority) <= until {
                 let Some(link) = self.frontier.with_links(|links| queue.pop_hole(priority, links)) else { break };
                 let (partition, slot) = self.frontier.place_of(link);
                 let lease = self.lease();

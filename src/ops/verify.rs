@@ -18,10 +18,11 @@ use pgrx::PgSqlErrorCode as Code;
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
 use crate::ops::inspect;
+use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
-use crate::store::datum;
+use crate::store::{datum, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -66,7 +67,10 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
         return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot rebuild in a transaction that has used the queue")
             .hint("Call awa.rebuild() in a transaction of its own."));
     }
+    refuse_old_snapshot("awa.rebuild()")?;
     let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
+    // Waits for whoever is creating, changing or dropping a queue, and keeps others out.
+    let _definitions = Rel::open(queues::table()?, Lock::Exclusive)?;
     let mut held = Vec::new();
     for info in frontier.live_segments() {
         held.push(Rel::open(info.ready, Lock::Share)?);

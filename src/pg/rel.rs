@@ -18,6 +18,8 @@ pub enum Lock {
     RowExclusive,
     Share,
     ShareRowExclusive,
+    /// Also against SELECT .. FOR UPDATE.
+    Exclusive,
     AccessExclusive,
 }
 
@@ -28,6 +30,7 @@ impl Lock {
             Self::RowExclusive => pg_sys::RowExclusiveLock,
             Self::Share => pg_sys::ShareLock,
             Self::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            Self::Exclusive => pg_sys::ExclusiveLock,
             Self::AccessExclusive => pg_sys::AccessExclusiveLock,
         };
         mode as pg_sys::LOCKMODE

@@ -12,7 +12,7 @@ use super::rel::{Index, Rel};
 pub use super::row::{RawRow, RowState, Tid};
 use super::row::{Reader, clear_slot, pointer_of, tid_of};
 use super::xact::check_for_interrupts;
-pub use super::xid::{FullXid, XidState, full_xid, has_ended, is_own, next_full_xid, visible_to_caller, xid_state};
+pub use super::xid::{FullXid, XidState, full_xid, has_ended, is_own, next_full_xid, top_of, visible_to_caller, xid_state};
 use crate::error::{Error, Result};
 
 fn any_snapshot() -> pg_sys::Snapshot {

@@ -114,6 +114,17 @@ pub fn select(
     Ok(count)
 }
 
+/// As `select`, with a snapshot taken now, whatever the isolation level of the caller: it sees what has committed by now and what this
+/// transaction has done before.
+pub fn select_latest(sql: &'static str, args: &[(Oid, Option<Datum>)], each: impl FnMut(&SqlRow) -> Result<()>) -> Result<u64> {
+    // SAFETY: inside a transaction. May raise: unwinds, abort pops what was pushed.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let outcome = select(sql, args, true, each);
+    // SAFETY: pops the snapshot pushed above; an `Err` has left the stack as it was. Cannot raise.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    outcome
+}
+
 /// The first column of the first row, copied into the memory context of the caller.
 pub fn select_one(sql: &'static str, args: &[(Oid, Option<Datum>)], read_only: bool) -> Result<Option<Datum>> {
     let mut first = None;

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub struct TriggerRow<'c> {
     tuple: pg_sys::HeapTuple,
     desc: pg_sys::TupleDesc,
+    relation: pg_sys::Oid,
     _frame: PhantomData<&'c ()>,
 }
 
@@ -29,10 +30,17 @@ impl<'c> TriggerRow<'c> {
         }
         // SAFETY: the trigger's relation is open for the call; reads a field.
         let desc = unsafe { (*data.tg_relation).rd_att };
-        Ok(Self { tuple: data.tg_trigtuple, desc, _frame: PhantomData })
+        // SAFETY: as above; reads a field.
+        let relation = unsafe { (*data.tg_relation).rd_id };
+        Ok(Self { tuple: data.tg_trigtuple, desc, relation, _frame: PhantomData })
     }
 
     /// A column by name, not detoasted.
+    /// The table or view that fired.
+    pub fn relation_oid(&self) -> pg_sys::Oid {
+        self.relation
+    }
+
     pub fn get(&self, name: &str) -> Result<Option<Datum>> {
         let number = self.column(name)?;
         let mut is_null = false;

@@ -28,6 +28,12 @@ pub fn is_own(xid: FullXid) -> bool {
     unsafe { raw::TransactionIdIsCurrentTransactionId(pg_sys::TransactionId::from(xid as u32)) }
 }
 
+/// The top transaction of one that is in progress.
+pub fn top_of(xid: FullXid) -> FullXid {
+    // SAFETY: reads pg_subtrans; may raise (I/O): unwinds, the caller holds no LWLock.
+    full_xid(unsafe { pg_sys::SubTransGetTopmostTransaction(pg_sys::TransactionId::from(xid as u32)) })
+}
+
 /// Has this transaction ended, one way or the other? Asks no commit log, so it may be of any age.
 pub fn has_ended(xid: FullXid) -> bool {
     let next = next_full_xid();

@@ -16,7 +16,7 @@ fn mine() -> (i64, i64) {
 
 fn written() -> Result<Option<(i64, i64)>> {
     let mut row = None;
-    sql::select("SELECT system_identifier, database_oid::bigint FROM awa.instance", &[], false, |found| {
+    sql::select_latest("SELECT system_identifier, database_oid::bigint FROM awa.instance", &[], |found| {
         row = found.i64(1).zip(found.i64(2));
         Ok(())
     })?;

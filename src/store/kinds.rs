@@ -33,7 +33,7 @@ const KNOWN_KINDS: usize = 10_000;
 fn with_known<R>(frontier: &Frontier, body: impl FnOnce(&mut Known) -> R) -> R {
     KNOWN.with_borrow_mut(|known| {
         let ledger = frontier.ledger.to_u32();
-        if known.ledger != ledger || known.by_id.len() > KNOWN_KINDS {
+        if known.ledger != ledger || known.by_id.len() > KNOWN_KINDS || known.by_name.len() > KNOWN_KINDS {
             *known = Known { ledger, ..Known::default() };
         }
         body(known)
@@ -93,10 +93,9 @@ pub fn name(frontier: &Frontier, id: i32) -> Result<Box<[u8]>> {
     }
     let mut found: Option<Box<[u8]>> = None;
     sql::as_owner(frontier.ledger, || {
-        sql::select(
+        sql::select_latest(
             "SELECT name FROM awa.job_kinds WHERE kind_id = $1",
             &[(pg_sys::INT4OID, Some(datum::i32(id)))],
-            false,
             |row| {
                 found = row.bytes(1).map(Vec::into_boxed_slice);
                 Ok(())

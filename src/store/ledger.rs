@@ -6,12 +6,16 @@ use pgrx::pg_sys;
 
 use crate::error::{Error, Result};
 use crate::pg::call::text_datum;
-use crate::pg::{sql, xact};
+use crate::pg::sql;
 use crate::store::datum;
 
+/// Generations that were pruned are left out, however many there were. With the latest snapshot: memory has no older one.
 pub fn read() -> Result<Ring> {
     let mut rows = Vec::new();
-    sql::select("SELECT generation, slot, event, at FROM awa.ring_rotations", &[], false, |row| {
+    let text = "SELECT generation, slot, event, at FROM awa.ring_rotations AS r \
+         WHERE NOT EXISTS (SELECT FROM awa.ring_rotations AS p WHERE p.generation = r.generation AND p.event = 'pruned') \
+            OR generation = (SELECT pg_catalog.max(generation) FROM awa.ring_rotations)";
+    sql::select_latest(text, &[], |row| {
         if let (Some(generation), Some(slot), Some(event), Some(at)) = (row.i64(1), row.i32(2), row.text(3), row.i64(4))
             && let Some(event) = Event::from_name(&event)
         {
@@ -30,14 +34,14 @@ pub fn read() -> Result<Ring> {
     })
 }
 
-pub fn append(generation: i64, slot: i32, event: &str) -> Result<()> {
+pub fn append(generation: i64, slot: i32, event: &str, at: i64) -> Result<()> {
     sql::execute(
         "INSERT INTO awa.ring_rotations (generation, slot, event, at) VALUES ($1, $2, $3, $4)",
         &[
             (pg_sys::INT8OID, Some(datum::i64(generation))),
             (pg_sys::INT4OID, Some(datum::i32(slot))),
             (pg_sys::TEXTOID, Some(text_datum(event))),
-            (pg_sys::TIMESTAMPTZOID, Some(datum::i64(xact::now()))),
+            (pg_sys::TIMESTAMPTZOID, Some(datum::i64(at))),
         ],
     )?;
     Ok(())

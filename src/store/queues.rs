@@ -52,8 +52,18 @@ pub fn table() -> Result<pg_sys::Oid> {
 pub fn all_live() -> Result<Vec<Definition>> {
     let mut found = Vec::new();
     let text = concat!("SELECT ", columns!(), " FROM awa.queue_definitions WHERE dropped_at IS NULL ORDER BY queue_id");
-    sql::select(text, &[], false, |row| {
+    sql::select_latest(text, &[], |row| {
         found.extend(read(row));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Queues that were dropped: only their rows count as closed without evidence.
+pub fn dropped_ids() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    sql::select_latest("SELECT queue_id FROM awa.queue_definitions WHERE dropped_at IS NOT NULL", &[], |row| {
+        found.extend(row.i32(1));
         Ok(())
     })?;
     Ok(found)

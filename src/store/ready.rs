@@ -80,7 +80,7 @@ pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
 }
 
 pub fn open_index(rel: &Rel, segment: &SegmentInfo) -> Result<Index> {
-    Index::open(rel, segment.ready_index)
+    Index::open(rel, segment.ready_index).map_err(|error| error.hint("If the index was built anew, call awa.rebuild()."))
 }
 
 pub fn append(writer: &mut Append<'_>, entries: &[[Option<Datum>; COLUMNS]]) -> Result<()> {

@@ -29,14 +29,14 @@ CREATE TABLE awa_segments.ready_entries_{slot} (
     metadata     jsonb,
     errors       jsonb,                -- array of the failed attempts so far
     args         jsonb       NOT NULL  -- last: never decoded, moved as an opaque datum
-) WITH ({storage});
+) USING heap WITH ({storage});
 CREATE INDEX ready_entries_{slot}_lane_key_idx ON awa_segments.ready_entries_{slot} (lane, key) WITH (deduplicate_items = off);
 CREATE TABLE awa_segments.lease_claims_{slot} (
     claimed_at        timestamptz NOT NULL,
     deadline_at       timestamptz,          -- NULL: none
     heartbeat_timeout bigint,               -- microseconds; NULL: none
     first_lease       bigint      NOT NULL  -- the n-th job of the row has first_lease + n - 1
-) WITH ({storage});
+) USING heap WITH ({storage});
 ALTER TABLE awa_segments.lease_claims_{slot}
     ADD COLUMN job_ids bigint[] NOT NULL,
     ADD COLUMN hops integer[],              -- NULL: all zero
@@ -44,7 +44,7 @@ ALTER TABLE awa_segments.lease_claims_{slot}
     ALTER COLUMN hops SET STORAGE PLAIN;
 CREATE TABLE awa_segments.done_entries_{slot} (
     done_at timestamptz NOT NULL
-) WITH ({storage});
+) USING heap WITH ({storage});
 ALTER TABLE awa_segments.done_entries_{slot}
     ADD COLUMN job_ids bigint[] NOT NULL,
     ADD COLUMN hops integer[],              -- NULL: all zero
@@ -58,7 +58,7 @@ CREATE TABLE awa_segments.lease_claim_closures_{slot} (
     hop       integer     NOT NULL,
     outcome   \"char\"    NOT NULL,         -- r retry, s snooze, f failed, c cancelled, m moved
     errors    jsonb                         -- error history of a finished job
-) WITH ({storage});
+) USING heap WITH ({storage});
 CREATE INDEX lease_claim_closures_{slot}_lane_key_idx ON awa_segments.lease_claim_closures_{slot} (lane, key) WHERE lane IS NOT NULL;
 REVOKE ALL ON awa_segments.ready_entries_{slot}, awa_segments.lease_claims_{slot}, awa_segments.done_entries_{slot}, awa_segments.lease_claim_closures_{slot} FROM PUBLIC
 ";

@@ -55,15 +55,17 @@ pub fn what_clients_were_told_survives_every_crash(stage: &mut Stage<'_>) -> Res
     let book = Book::create(&stage.cluster.dir().join("crash_ledger.txt"))?;
     // The operator of the load rotates, and nothing is pruned here: finished jobs must stay visible.
     stage.connect()?.batch_execute("SELECT awa.create_queue('unused')")?;
+    let mut found = audit::Found::default();
     for round in 0..rounds {
         // Each kind comes up in the normal run.
         let blow = [Blow::KillServer, Blow::KillBackend, Blow::Immediate, Blow::Clean][round as usize % 4];
         let after = Duration::from_millis(rng.random_range(150..1500));
         strike(stage, &book, rng.random(), round, blow, after).with_context(|| format!("round {round}: {blow:?} after {after:?}"))?;
-        audit::after_a_crash(stage, &book, &mut rng).with_context(|| format!("after round {round}: {blow:?} after {after:?}"))?;
+        audit::after_a_crash(stage, &book, &mut rng, &mut found).with_context(|| format!("after round {round}: {blow:?} after {after:?}"))?;
     }
     let report = audit::at_the_end(stage, &book)?;
-    println!("        crash_ledger: {report}");
+    println!("        crash_ledger: {report}; {found:?}");
+    ensure!(found.survived_open > 0 && found.ends_in_doubt > 0 && found.prepared > 0, "the crashes found nothing to destroy");
     Ok(())
 }
 

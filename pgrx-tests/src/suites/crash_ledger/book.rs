@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +14,7 @@ use super::super::Attempt;
 pub struct Book {
     path: PathBuf,
     file: Mutex<File>,
+    lines: AtomicU64,
 }
 
 /// What the ledger says, read from the beginning.
@@ -29,7 +31,10 @@ pub struct Story {
     pub maybe_open: BTreeSet<Attempt>,
     /// Its end was sent, no answer came.
     pub ending: BTreeSet<Attempt>,
-    pub completed: BTreeSet<i64>,
+    /// With the line that says so.
+    pub completed: BTreeMap<i64, u64>,
+    /// Running when the server came back, by a claim whose answer nobody has received.
+    pub orphans: BTreeSet<i64>,
     /// Claims that were rolled back.
     pub void: BTreeSet<Attempt>,
     /// By name, with its jobs. Prepared, not decided.
@@ -43,12 +48,24 @@ impl Book {
     pub fn create(path: &Path) -> Result<Self> {
         File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
         let file = OpenOptions::new().append(true).open(path)?;
-        Ok(Self { path: path.to_owned(), file: Mutex::new(file) })
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), lines: AtomicU64::new(0) })
     }
 
     fn line(&self, text: &str) -> Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(file.write_all(format!("{text}\n").as_bytes())?)
+        file.write_all(format!("{text}\n").as_bytes())?;
+        self.lines.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The number of lines so far. Taken before a claim is sent: its answer may be entered late, and its jobs may have been given back
+    /// and finished by others until then, but what was in the ledger before it was sent must not come out any more.
+    pub fn now(&self) -> u64 {
+        self.lines.load(Ordering::Acquire)
+    }
+
+    pub fn drew(&self, since: u64, attempts: &[Attempt]) -> Result<()> {
+        self.attempts(&format!("drew {since}"), attempts)
     }
 
     pub fn jobs(&self, word: &str, ids: &[i64]) -> Result<()> {
@@ -72,7 +89,7 @@ impl Book {
         let text = std::fs::read_to_string(&self.path)?;
         let mut story = Story::default();
         for (number, line) in (1..).zip(text.lines()) {
-            story.take(line).with_context(|| format!("{}:{number}: {line}", self.path.display()))?;
+            story.take(number, line).with_context(|| format!("{}:{number}: {line}", self.path.display()))?;
         }
         Ok(story)
     }
@@ -92,7 +109,7 @@ fn pairs(rest: &str) -> Result<Vec<Attempt>> {
 }
 
 impl Story {
-    fn take(&mut self, line: &str) -> Result<()> {
+    fn take(&mut self, number: u64, line: &str) -> Result<()> {
         let (word, rest) = line.split_once(' ').context("an incomplete line")?;
         match word {
             "ids" => {
@@ -102,13 +119,19 @@ impl Story {
             }
             "enqueued" => self.enqueued.extend(numbers(rest)?),
             "drew" => {
+                let (since, rest) = rest.split_once(' ').context("no line number")?;
+                let since = since.parse()?;
                 for attempt in pairs(rest)? {
-                    self.deliver(attempt)?;
+                    self.deliver(attempt, since)?;
                 }
             }
+            "orphans" => self.orphans.extend(numbers(rest)?),
             "claimed" => {
                 for attempt in pairs(rest)? {
                     self.maybe_open.remove(&attempt);
+                    if let Some(other) = self.open_attempt(attempt.job_id) {
+                        bail!("job {} was claimed while lease {} of it was running", attempt.job_id, other.run_lease);
+                    }
                     self.open.insert(attempt);
                 }
             }
@@ -134,7 +157,8 @@ impl Story {
             "completed" => {
                 for attempt in pairs(rest)? {
                     self.forget(attempt);
-                    ensure!(self.completed.insert(attempt.job_id), "job {} was completed twice", attempt.job_id);
+                    let before = self.completed.insert(attempt.job_id, number);
+                    ensure!(before.is_none(), "job {} was completed twice", attempt.job_id);
                 }
             }
             "preparing" | "deciding" | "prepared" | "committed" | "rolled_back" | "unknown" => self.transaction(word, rest)?,
@@ -149,13 +173,16 @@ impl Story {
         self.ending.remove(&attempt);
     }
 
-    fn deliver(&mut self, attempt: Attempt) -> Result<()> {
+    fn open_attempt(&self, job_id: i64) -> Option<Attempt> {
+        let all = Attempt { job_id, run_lease: i64::MIN }..=Attempt { job_id, run_lease: i64::MAX };
+        self.open.range(all).next().copied()
+    }
+
+    fn deliver(&mut self, attempt: Attempt, since: u64) -> Result<()> {
         let job_id = attempt.job_id;
-        ensure!(!self.completed.contains(&job_id), "job {job_id} was handed out after its completion was acknowledged");
+        let late = self.completed.get(&job_id).is_some_and(|line| *line <= since);
+        ensure!(!late, "job {job_id} was handed out after its completion was acknowledged");
         ensure!(!self.rolled_back.contains(&job_id), "job {job_id} was handed out, and its transaction was rolled back");
-        if let Some(other) = self.open.iter().find(|other| other.job_id == job_id) {
-            bail!("job {job_id} was handed out while lease {} of it was running", other.run_lease);
-        }
         if let Some(other) = self.leases.insert(attempt.run_lease, job_id) {
             bail!("lease {} was given out twice, for job {other} and job {job_id}", attempt.run_lease);
         }

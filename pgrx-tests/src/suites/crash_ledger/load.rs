@@ -96,8 +96,9 @@ impl<'a> Worker<'a> {
                 self.complete_each(&attempts)
             }
             _ => {
+                let since = self.book.now();
                 let attempts = claim(&mut self.client, count)?;
-                self.book.attempts("drew", &attempts)?;
+                self.book.drew(since, &attempts)?;
                 if self.rng.random_ratio(1, 2) { self.complete_each(&attempts) } else { self.complete_all(&attempts) }
             }
         }
@@ -106,8 +107,9 @@ impl<'a> Worker<'a> {
     /// In a transaction block the claim is as durable as its caller asks.
     fn claim_durably(&mut self, count: i32, may_roll_back: bool) -> Result<Vec<Attempt>> {
         let mut transaction = self.client.transaction()?;
+        let since = self.book.now();
         let attempts = claim(&mut transaction, count)?;
-        self.book.attempts("drew", &attempts)?;
+        self.book.drew(since, &attempts)?;
         if may_roll_back && self.rng.random_ratio(1, 3) {
             // Before: others may have the jobs at once.
             self.book.attempts("void", &attempts)?;
@@ -151,8 +153,9 @@ impl<'a> Worker<'a> {
 
     fn claim_and_complete_in_one_transaction(&mut self, count: i32) -> Result<()> {
         let mut transaction = self.client.transaction()?;
+        let since = self.book.now();
         let attempts = claim(&mut transaction, count)?;
-        self.book.attempts("drew", &attempts)?;
+        self.book.drew(since, &attempts)?;
         for attempt in &attempts {
             complete(&mut transaction, *attempt)?;
         }
