@@ -17,7 +17,8 @@ use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
-use super::{Frontier, PARTITIONS, Reserve, STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY, SegmentInfo, notes};
+use super::shared::{STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY};
+use super::{Frontier, PARTITIONS, Reserve, SegmentInfo, notes};
 use crate::error::{Error, Result, out_of_memory, reserve};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};

@@ -1,292 +1,11 @@
-//! What this transaction has changed in the frontier, so that commit, abort and rollback to a savepoint complete or undo exactly
-//! that. A note is written to memory reserved beforehand, before the shared change it speaks of.
+//! The server's transaction callbacks: they complete or undo what the notes of this transaction say.
 //!
-//! The functions `on_*` run inside the server's transaction callbacks: they allocate nothing, raise nothing, and touch only entries
-//! that a note names. Order at commit: the rows are visible already, locks are still held.
+//! They allocate nothing, raise nothing, and touch only entries that a note names. Order at commit: the rows are visible already, locks
+//! are still held. Notes are undone newest first.
 
-use std::cell::{Cell, RefCell};
-
-use awa_protocol::attempt::{EntryRef, State};
-use awa_protocol::lane::{Position, SubLane};
-use awa_protocol::lifecycle::Outcome;
-use awa_protocol::limits::GAPS_PER_SCAN;
-use awa_protocol::queue::{Counts, Existence, GapFound, GapTurn, ScanTurn, Settings, Totals};
-use pgrx::PgSqlErrorCode as Code;
-
-use super::{Frontier, Prepared, SegmentInfo};
-use crate::error::{Error, Result};
-use crate::pg::scan::{XidState, xid_state};
-use crate::pg::xact;
-
-#[derive(Clone, Copy)]
-pub enum Note {
-    Enqueued {
-        queue: u16,
-        queue_id: i32,
-        sub: SubLane,
-        rows: i64,
-    },
-    /// `published`: the cursor has passed the row, so an abort makes it a hole; otherwise the entry just goes.
-    Claimed {
-        entry: EntryRef,
-        queue: u16,
-        queue_id: i32,
-        sub: SubLane,
-        published: bool,
-    },
-    Closing {
-        entry: EntryRef,
-        queue: u16,
-        queue_id: i32,
-        outcome: Outcome,
-    },
-    Guard {
-        entry: EntryRef,
-        queue: u16,
-        queue_id: i32,
-        sub: SubLane,
-        was_hole: bool,
-    },
-    QueueCreated {
-        queue: u16,
-    },
-    QueueSettings {
-        queue: u16,
-        settings: Settings,
-    },
-    QueueDropped {
-        queue: u16,
-    },
-    SegmentOpened {
-        segment: SegmentInfo,
-    },
-    SegmentPruneStarted {
-        generation: i64,
-    },
-    /// History of a queue that leaves with a segment.
-    HistoryGone {
-        queue: u16,
-        queue_id: i32,
-        counts: Counts,
-    },
-    SegmentPruned {
-        generation: i64,
-        slot: i32,
-    },
-}
-
-#[derive(Clone, Copy)]
-struct Noted {
-    sub: u32,
-    note: Note,
-}
-
-/// A turn that this session holds right now, and how far it has got: whatever happens to the call, the turn ends there.
-pub struct Held {
-    pub queue: u16,
-    pub turn: Turn,
-}
-
-#[expect(clippy::large_enum_variant, reason = "one value a session, kept in place")]
-pub enum Turn {
-    Scan {
-        turn: ScanTurn,
-        /// Everything up to here has been taken, is dead, or is in `gaps`.
-        cursor: Position,
-        /// Key of the first row not passed; `None`: not known.
-        next_head: Option<i64>,
-        gaps: heapless::Vec<GapFound, GAPS_PER_SCAN>,
-    },
-    Gap {
-        turn: GapTurn,
-        reached: Position,
-    },
-}
-
-thread_local! {
-    static NOTES: RefCell<Vec<Noted>> = const { RefCell::new(Vec::new()) };
-    static FRONTIER: Cell<Option<Frontier>> = const { Cell::new(None) };
-    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
-    static REGISTERED: Cell<Option<u16>> = const { Cell::new(None) };
-    static WAITING: Cell<Option<u16>> = const { Cell::new(None) };
-    /// Places of the in-flight pool that were promised to the running call and not used yet.
-    static PROMISED: Cell<(u16, u32)> = const { Cell::new((0, 0)) };
-    /// WAL position after the last claim row, while the transaction has done nothing but claim.
-    static CLAIM_ONLY: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// Makes room for `more` notes. The only call here that may fail.
-pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
-    if FRONTIER.get().is_some_and(|before| before.word() != frontier.word()) && !is_empty() {
-        return Err(super::rebuilt());
-    }
-    FRONTIER.set(Some(*frontier));
-    NOTES.with_borrow_mut(|notes| {
-        if notes.is_empty() && notes.capacity() > 16_384 {
-            notes.shrink_to(256);
-        }
-        notes
-            .try_reserve(more)
-            .map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
-    })
-}
-
-/// Never allocates: `reserve` came before.
-pub fn push(note: Note) {
-    let sub = xact::current_subxact();
-    NOTES.with_borrow_mut(|notes| {
-        if let (Note::Enqueued { queue, sub: lane, rows, .. }, Some(last)) = (note, notes.last_mut())
-            && let Note::Enqueued { queue: last_queue, sub: last_lane, rows: last_rows, .. } = &mut last.note
-            && last.sub == sub
-            && *last_queue == queue
-            && *last_lane == lane
-        {
-            *last_rows += rows;
-            return;
-        }
-        if notes.len() < notes.capacity() {
-            notes.push(Noted { sub, note });
-        }
-    });
-}
-
-pub fn is_empty() -> bool {
-    NOTES.with_borrow(Vec::is_empty)
-}
-
-/// The frontier that the notes speak of is gone.
-pub fn forget_void() {
-    NOTES.with_borrow_mut(Vec::clear);
-    HELD.set(None);
-    REGISTERED.set(None);
-    PROMISED.set((0, 0));
-    FRONTIER.set(None);
-}
-
-/// True if this transaction is creating the queue.
-pub fn created_here(place: u16) -> bool {
-    NOTES.with_borrow(|notes| notes.iter().any(|noted| matches!(noted.note, Note::QueueCreated { queue } if queue == place)))
-}
-
-/// True if this transaction has enqueued into, claimed from or cancelled in the queue.
-pub fn touches(place: u16) -> bool {
-    NOTES.with_borrow(|notes| {
-        notes.iter().any(|noted| match noted.note {
-            Note::Enqueued { queue, .. }
-            | Note::Claimed { queue, .. }
-            | Note::Closing { queue, .. }
-            | Note::Guard { queue, .. } => queue == place,
-            _ => false,
-        })
-    })
-}
-
-/// The segment that this transaction is opening, while there is none yet that others use.
-pub fn opened_here() -> Option<SegmentInfo> {
-    NOTES.with_borrow(|notes| {
-        notes.iter().rev().find_map(|noted| match noted.note {
-            Note::SegmentOpened { segment } => Some(segment),
-            _ => None,
-        })
-    })
-}
-
-pub fn set_waiting(queue: Option<u16>) {
-    WAITING.set(queue);
-}
-
-/// The regular end of a wait.
-pub fn leave_waiting(frontier: &Frontier) {
-    // Sleepers are counted by place, whoever has it.
-    if let Some(queue) = WAITING.take() {
-        let mut queue = frontier.queue(queue);
-        queue.waiters = queue.waiters.saturating_sub(1);
-    }
-}
-
-pub fn hold(held: Held) {
-    HELD.set(Some(held));
-}
-
-pub fn with_turn<R>(body: impl FnOnce(&mut Turn) -> R) -> Option<R> {
-    HELD.with_borrow_mut(|held| held.as_mut().map(|held| body(&mut held.turn)))
-}
-
-/// Marks the newest note, a claim, as passed by its cursor. The caller moves the cursor at the same moment.
-pub fn publish_last() {
-    NOTES.with_borrow_mut(|notes| {
-        if let Some(Noted { note: Note::Claimed { published, .. }, .. }) = notes.last_mut() {
-            *published = true;
-        }
-    });
-}
-
-/// Forgets the newest note: what it spoke of was undone at once.
-pub fn retract_last() {
-    NOTES.with_borrow_mut(|notes| {
-        notes.pop();
-    });
-}
-
-/// Forgets the claim of this entry.
-pub fn retract_claim(name: EntryRef) {
-    NOTES.with_borrow_mut(|notes| {
-        let found = notes.iter().rposition(|noted| matches!(noted.note, Note::Claimed { entry, .. } if entry == name));
-        if let Some(index) = found {
-            notes.remove(index);
-        }
-    });
-}
-
-/// Places that were reserved for this queue; at most one queue at a time.
-pub fn promise(queue: u16, places: u32) {
-    PROMISED.set((queue, PROMISED.get().1 + places));
-}
-
-pub fn promised() -> u32 {
-    PROMISED.get().1
-}
-
-pub fn use_promised() {
-    let (queue, places) = PROMISED.get();
-    PROMISED.set((queue, places.saturating_sub(1)));
-}
-
-/// Gives back the promised places that were not used.
-pub fn settle_promise(frontier: &Frontier) {
-    let (queue, rest) = PROMISED.take();
-    if rest > 0 && frontier.is_current() {
-        frontier.return_entries(queue, rest);
-    }
-}
-
-/// Ends the turn that is held, where it stands.
-pub fn end_turn(frontier: &Frontier) {
-    let Some(held) = HELD.take() else { return };
-    let process = xact::my_proc();
-    {
-        let mut queue = frontier.queue(held.queue);
-        match &held.turn {
-            Turn::Scan { turn, cursor, next_head, gaps } => {
-                queue.finish_scan(turn, process, *cursor, next_head.unwrap_or(cursor.key), gaps);
-            }
-            Turn::Gap { turn, reached } => queue.finish_gap(turn, process, *reached),
-        }
-    }
-    frontier.turn_sleeper(held.queue).signal();
-}
-
-pub fn set_registered(queue: Option<u16>) {
-    REGISTERED.set(queue);
-}
-
-pub fn claim_only() -> Option<u64> {
-    CLAIM_ONLY.get()
-}
-
-pub fn set_claim_only(position: Option<u64>) {
-    CLAIM_ONLY.set(position);
-}
+use super::*;
+use crate::frontier::shared::PREPARED;
+use crate::frontier::{PARTITIONS, build};
 
 /// Registers the callbacks, once per session.
 pub fn register_callbacks() {
@@ -333,46 +52,10 @@ fn on_pre_prepare() -> Result<()> {
     if full {
         frontier.prepared().waiting.retain(|entry| entry.xid != xid);
         return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "too many prepared transactions have enqueued jobs")
-            .detail(format!("At most {} are followed at the same time.", super::PREPARED))
+            .detail(format!("At most {} are followed at the same time.", PREPARED))
             .hint("Commit or roll back prepared transactions; see pg_prepared_xacts."));
     }
     Ok(())
-}
-
-pub fn note_prepared(waiting: &mut heapless::Vec<Prepared, { super::PREPARED }>, xid: u64, note: &Note) -> bool {
-    let Note::Enqueued { queue, queue_id, sub, rows } = *note else { return true };
-    match waiting.iter_mut().find(|entry| entry.xid == xid && entry.queue_id == queue_id && entry.sub == sub) {
-        Some(entry) => {
-            entry.rows += rows;
-            true
-        }
-        None => waiting.push(Prepared { xid, queue_id, queue, sub, rows }).is_ok(),
-    }
-}
-
-/// Counts the jobs of prepared transactions that have ended since. Not for callbacks: it asks for the state of transactions.
-pub fn settle_prepared(frontier: &Frontier) {
-    let mut known: heapless::Vec<Prepared, { super::PREPARED }> = heapless::Vec::new();
-    let _ = known.extend_from_slice(&frontier.prepared().waiting);
-    for entry in known {
-        let state = xid_state(entry.xid);
-        if matches!(state, XidState::InProgress | XidState::Own) {
-            continue;
-        }
-        let mut cell = frontier.prepared();
-        let Some(index) =
-            cell.waiting.iter().position(|now| now.xid == entry.xid && now.queue_id == entry.queue_id && now.sub == entry.sub)
-        else {
-            continue;
-        };
-        cell.waiting.swap_remove(index);
-        drop(cell);
-        let mut queue = frontier.queue(entry.queue);
-        if state == XidState::Committed && queue.queue_id == entry.queue_id && queue.existence != Existence::Free {
-            *waiting(&mut queue.counts, entry.sub) += entry.rows;
-            queue.totals.enqueued += entry.rows as u64;
-        }
-    }
 }
 
 /// The rows stay in progress until COMMIT PREPARED, which runs no callback: a claimer that meets them keeps a gap.
@@ -432,7 +115,7 @@ fn on_sub_commit(mine: u32, parent: u32) {
 }
 
 fn on_sub_abort(mine: u32) {
-    super::build::on_abort();
+    build::on_abort();
     finish_session_state();
     let Some(frontier) = FRONTIER.get() else { return };
     let current = frontier.is_current();
@@ -444,7 +127,7 @@ fn on_sub_abort(mine: u32) {
 }
 
 fn on_abort() {
-    super::build::on_abort();
+    build::on_abort();
     finish_session_state();
     let Some(frontier) = FRONTIER.take() else { return };
     let current = frontier.is_current();
@@ -648,7 +331,7 @@ fn drop_entry(frontier: &Frontier, entry: EntryRef) {
 
 /// Entries of a dropped queue go with it: its rows count as closed.
 fn forget_queue(frontier: &Frontier, queue: u16) {
-    for partition in 0..super::PARTITIONS as u32 {
+    for partition in 0..PARTITIONS as u32 {
         let gone = frontier.with_partition(partition, |entries| {
             let mut gone = 0;
             for slot in 0..entries.entries.len() as u32 {
