@@ -244,7 +244,7 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
     unfinished_xids.sort_unstable();
     unfinished_xids.dedup();
     let mut holes: Vec<Unclaimed> = Vec::new();
-    if fold.has_evidence() {
+    if fold.needs_second_pass() {
         let mut scan = HeapScan::begin(&rel);
         while let Some(row) = scan.next() {
             let xmin = row.xmin_full();

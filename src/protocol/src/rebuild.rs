@@ -104,7 +104,10 @@ impl SegmentFold {
 
     /// A copy may have been claimed more than once (a rescue gives a new hop, a lost claim leaves no row): the last claim counts.
     pub fn claim(&mut self, job_id: i64, hop: i32, claim: OpenClaim) {
-        self.open.insert((job_id, hop), claim);
+        // Closures are read first: what is closed need not be remembered as claimed.
+        if !self.closed.contains_key(&(job_id, hop)) {
+            self.open.insert((job_id, hop), claim);
+        }
     }
 
     /// Room for evidence of this many copies; false: out of memory.
@@ -126,7 +129,12 @@ impl SegmentFold {
         !self.closed.is_empty() || !self.open.is_empty()
     }
 
-    /// All committed ready entries, in any order. The second pass is needed only where `has_evidence`.
+    /// Can the second pass find anything? Not in a segment whose jobs are all claimed or closed.
+    pub fn needs_second_pass(&self) -> bool {
+        self.has_evidence() && self.tracks.values().any(|track| track.ready > 0)
+    }
+
+    /// All committed ready entries, in any order. The second pass is for where `needs_second_pass`.
     pub fn first_pass(&mut self, row: &ReadyRow) -> Fate {
         let fate = self.fate(row.job_id, row.hop);
         let unclaimed = matches!(self.closed.get(&(row.job_id, row.hop)), Some((_, true)));
