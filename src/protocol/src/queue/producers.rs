@@ -79,7 +79,7 @@ impl QueueFrontier {
         let (gaps, inserters) = (&self.gaps, &self.inserters);
         self.tracks.retain(|track| {
             track.id.generation >= open_generation
-                || (track.head != NO_KEY && !mutant!("drop_unfinished_tracks"))
+                || track.head != NO_KEY
                 || track.turn != NOBODY
                 || gaps.iter().any(|gap| gap.track == track.id)
                 || inserters.iter().any(|inserter| inserter.track == track.id)

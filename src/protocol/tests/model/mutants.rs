@@ -18,7 +18,6 @@ const PROTOCOL: &[(&str, u32)] = &[
     ("horizon_not_published", 6),
     ("register_below_horizon", 6),
     ("deregister_wrong_one", 8),
-    ("drop_unfinished_tracks", 0),
     ("two_turns", 0),
     ("scan_beyond_now", 19),
     ("cursor_lowered", 19),
