@@ -219,18 +219,23 @@ CREATE FUNCTION awa.resume_queue(queue text) RETURNS void
 CREATE FUNCTION awa.cancel(job_id bigint, reason text DEFAULT NULL) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_cancel';
 
-CREATE TYPE awa.ring_outcome AS (
+CREATE TYPE awa.task_outcome AS (
     outcome    text,
-    generation bigint,
+    rows       bigint,         -- jobs or rows handled
+    generation bigint,         -- of the segment concerned
     slot       integer,
-    detail     text
+    detail     text,
+    duration   interval
 );
 
-CREATE FUNCTION awa.rotate() RETURNS SETOF awa.ring_outcome
+CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
 
-CREATE FUNCTION awa.prune() RETURNS SETOF awa.ring_outcome
+CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
+
+CREATE FUNCTION awa.run_maintenance(task text) RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_run_maintenance';
 
 CREATE TYPE awa.difference AS (
     problem text,
@@ -372,7 +377,8 @@ COMMENT ON TYPE awa.claimed_job IS
 from 1; run_at is the time from which the job could run; deadline_at is NULL without a deadline; errors is an array of
 {attempt, at, error}, one for each failed attempt.';
 COMMENT ON TYPE awa.job_result IS 'What became of one job of a batch: the pair as it was given, and a word';
-COMMENT ON TYPE awa.ring_outcome IS 'What rotate() or prune() did, to which segment, and why not more';
+COMMENT ON TYPE awa.task_outcome IS
+'What one step of a maintenance task did: a word, the jobs or rows it handled, the segment concerned, why not more, and how long it took';
 COMMENT ON TYPE awa.difference IS 'A difference between the log and shared memory, as found by verify(); hop says which copy of the job';
 COMMENT ON TYPE awa.job_row IS
 'A job as the log shows it. state: scheduled, available, running, completed, failed or cancelled. attempt: of the running attempt, or
@@ -474,6 +480,9 @@ proved finished), waiting (awa.prune_grace), pruned (its tables were truncated i
 job), blocked (detail names who holds a lock), skipped_busy, nothing. Reads the whole segment. Never waits for a lock.
 Errors: 25001 the transaction has used the queue; XX001 a job is unfinished after the proof (nothing is truncated).
 Locks: ShareRowExclusive on awa.ring_rotations; for the last step AccessExclusive on the four tables of the segment, if they are free.';
+COMMENT ON FUNCTION awa.run_maintenance(text) IS
+'One step of a task, as the maintainer runs it: only what is due by the settings. task: a name of awa.stat_maintenance.
+Errors: 22023 no such task; else as the task. Locks: those of the task.';
 COMMENT ON FUNCTION awa.adopt() IS
 'Makes this server and database the owner of the jobs, after a restore or a copy: until then every other function raises 55000, so that jobs
 do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only. Locks: the row of awa.instance.';

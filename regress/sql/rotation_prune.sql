@@ -5,9 +5,9 @@ DROP EXTENSION awa_queue CASCADE;
 CREATE EXTENSION awa_queue;
 RESET client_min_messages;
 SET awa.prune_grace = 0;
-SELECT * FROM awa.prune();
+SELECT outcome, generation, slot, detail FROM awa.prune();
 SELECT awa.create_queue('ring', backoff => '0', backoff_max => '0');
-SELECT * FROM awa.prune();
+SELECT outcome, generation, slot, detail FROM awa.prune();
 SELECT generation, slot, state FROM awa.stat_segments ORDER BY generation;
 
 -- Jobs of a segment that is sealed can still be claimed and finished, the older ones first.
@@ -88,10 +88,10 @@ SELECT * FROM awa.verify();
 BEGIN;
 SELECT awa.enqueue('ring', 'k') > 0 AS enqueued;
 SAVEPOINT s;
-SELECT * FROM awa.rotate();
+SELECT outcome, generation, slot, detail FROM awa.rotate();
 \echo :SQLSTATE
 ROLLBACK TO s;
-SELECT * FROM awa.prune();
+SELECT outcome, generation, slot, detail FROM awa.prune();
 \echo :SQLSTATE
 ROLLBACK TO s;
 ROLLBACK;

@@ -1,17 +1,14 @@
-//! Operator: queues, cancel, the ring, verify and rebuild.
+//! Operator: queues, cancel, verify and rebuild.
 
 use pgrx::PgSqlErrorCode as Code;
-use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::ops::queues::{self, Wishes};
-use crate::ops::rotate::Outcome;
-use crate::ops::{adopt, cancel, prune, rotate, validate, verify};
-use crate::pg::call::{Call, Ret, datum_size, text_datum};
+use crate::ops::{adopt, cancel, validate, verify};
+use crate::pg::call::{Call, Ret, datum_size};
 use crate::pg::xact;
 use crate::sql_function;
-use crate::store::datum;
 
 sql_function!(awa_create_queue, 8, create_queue);
 sql_function!(awa_alter_queue, 8, alter_queue);
@@ -19,8 +16,6 @@ sql_function!(awa_drop_queue, 2, drop_queue);
 sql_function!(awa_pause_queue, 1, pause_queue);
 sql_function!(awa_resume_queue, 1, resume_queue);
 sql_function!(awa_cancel, 2, cancel);
-sql_function!(awa_rotate, 0, rotate);
-sql_function!(awa_prune, 0, prune);
 sql_function!(awa_verify, 0, verify);
 sql_function!(awa_rebuild, 0, rebuild);
 sql_function!(awa_adopt, 0, adopt);
@@ -98,30 +93,6 @@ fn cancel(call: &mut Call<'_>) -> Result<Ret> {
         let outcome = cancel::cancel(frontier, job_id, call.bytes(1).as_deref())?;
         Ok(Ret::text(outcome.name()))
     })
-}
-
-fn outcome(call: &Call<'_>, outcome: &Outcome) -> Result<Ret> {
-    let mut rows = call.rows()?;
-    let columns: [Option<Datum>; 4] = [
-        Some(text_datum(outcome.outcome)),
-        outcome.generation.map(datum::i64),
-        outcome.slot.map(datum::i32),
-        outcome.detail.as_deref().map(text_datum),
-    ];
-    rows.put(&columns)?;
-    Ok(Ret::Rows)
-}
-
-fn rotate(call: &mut Call<'_>) -> Result<Ret> {
-    xact::require_writable("awa.rotate()")?;
-    let call = &*call;
-    Frontier::with(call, |frontier| outcome(call, &rotate::rotate(frontier)?))
-}
-
-fn prune(call: &mut Call<'_>) -> Result<Ret> {
-    xact::require_writable("awa.prune()")?;
-    let call = &*call;
-    Frontier::with(call, |frontier| outcome(call, &prune::prune(frontier)?))
 }
 
 fn verify(call: &mut Call<'_>) -> Result<Ret> {

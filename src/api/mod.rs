@@ -2,5 +2,6 @@
 
 pub mod admin;
 pub mod inspect;
+pub mod maintenance;
 pub mod producer;
 pub mod worker;

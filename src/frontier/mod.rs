@@ -109,6 +109,11 @@ impl Frontier {
         Ok(frontier)
     }
 
+    /// Attaches a session that calls no function of ours.
+    pub fn attach_here() -> Result<Self> {
+        Self::attach_slowly()
+    }
+
     /// Attaches and runs a verb. If the frontier was rebuilt under its hands, before this transaction had done anything, it runs again.
     pub fn with<R>(call: &Call, mut verb: impl FnMut(&Self) -> Result<R>) -> Result<R> {
         loop {

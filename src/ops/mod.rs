@@ -11,6 +11,7 @@ pub mod prune;
 pub mod queues;
 pub mod rotate;
 pub mod taking;
+pub mod tasks;
 pub mod validate;
 pub mod verify;
 pub mod wait;

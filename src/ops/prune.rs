@@ -16,7 +16,8 @@ use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, build, notes};
-use crate::ops::rotate::{Outcome, refuse_old_snapshot};
+use crate::ops::rotate::refuse_old_snapshot;
+use crate::ops::tasks::Outcome;
 use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RowState};
 use crate::pg::truncate::{truncate_in_place, truncation_is_safe_here};
@@ -47,7 +48,7 @@ pub fn prune(frontier: &Frontier) -> Result<Outcome> {
 }
 
 fn about(outcome: &'static str, segment: &Segment, detail: Option<String>) -> Outcome {
-    Outcome { outcome, generation: Some(segment.generation), slot: Some(segment.slot), detail }
+    Outcome { detail, ..Outcome::of_segment(outcome, segment.generation, segment.slot) }
 }
 
 fn holders(pids: &[i32]) -> Option<String> {

@@ -9,23 +9,11 @@ use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, notes};
+use crate::ops::tasks::Outcome;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::{instance, ledger, segments};
-
-pub struct Outcome {
-    pub outcome: &'static str,
-    pub generation: Option<i64>,
-    pub slot: Option<i32>,
-    pub detail: Option<String>,
-}
-
-impl Outcome {
-    pub fn skipped(outcome: &'static str, detail: impl Into<String>) -> Self {
-        Self { outcome, generation: None, slot: None, detail: Some(detail.into()) }
-    }
-}
 
 pub fn rotate(frontier: &Frontier) -> Result<Outcome> {
     if !notes::is_empty() {
@@ -64,7 +52,7 @@ fn open_next(frontier: &Frontier) -> Result<Outcome> {
                 let info = segments::locate(&segment)?;
                 notes::reserve(frontier, 1)?;
                 notes::push(notes::Note::SegmentOpened { segment: info });
-                Ok(Outcome { outcome: "rotated", generation: Some(generation), slot: Some(slot), detail: None })
+                Ok(Outcome::of_segment("rotated", generation, slot))
             }
         }
     })

@@ -321,6 +321,17 @@ pub(super) fn is_node(node: pg_sys::fmNodePtr, tag: pg_sys::NodeTag) -> bool {
     !ptr::eq(node, ptr::null()) && unsafe { (*node.cast::<pg_sys::Node>()).type_ } == tag
 }
 
+/// An interval of so many microseconds, without days and months.
+pub fn interval_datum(us: i64) -> Datum {
+    let interval = pg_sys::Interval { time: us, day: 0, month: 0 };
+    // SAFETY: palloc may raise: unwinds. The new block has the size of an interval and is ours.
+    unsafe {
+        let place = pg_sys::palloc(size_of::<pg_sys::Interval>()).cast::<pg_sys::Interval>();
+        place.write(interval);
+        Datum::from(place)
+    }
+}
+
 fn interval_us(interval: &pg_sys::Interval) -> i64 {
     const DAY: i64 = 86_400_000_000;
     let days = i64::from(interval.day).saturating_add(i64::from(interval.month) * 30);

@@ -1,0 +1,56 @@
+//! Operator: the tasks of maintenance, one step a call.
+
+use pgrx::PgSqlErrorCode as Code;
+use pgrx::pg_sys::Datum;
+
+use crate::error::{Error, Result};
+use crate::frontier::Frontier;
+use crate::ops::tasks::{self, Outcome, Task};
+use crate::ops::{prune, rotate, validate};
+use crate::pg::call::{Call, Ret, interval_datum, text_datum};
+use crate::pg::xact;
+use crate::sql_function;
+use crate::store::datum;
+
+sql_function!(awa_rotate, 0, rotate);
+sql_function!(awa_prune, 0, prune);
+sql_function!(awa_run_maintenance, 1, run_maintenance);
+
+/// Runs a step and puts what it did into a row of type awa.task_outcome.
+fn step(call: &mut Call<'_>, verb: &str, step: impl Fn(&Frontier) -> Result<Outcome>) -> Result<Ret> {
+    xact::require_writable(verb)?;
+    let call = &*call;
+    let begun = xact::now();
+    Frontier::with(call, |frontier| {
+        let outcome = step(frontier)?;
+        let mut rows = call.rows()?;
+        let columns: [Option<Datum>; 6] = [
+            Some(text_datum(outcome.outcome)),
+            Some(datum::i64(outcome.rows)),
+            outcome.generation.map(datum::i64),
+            outcome.slot.map(datum::i32),
+            outcome.detail.as_deref().map(text_datum),
+            Some(interval_datum(xact::now().saturating_sub(begun))),
+        ];
+        rows.put(&columns)?;
+        Ok(Ret::Rows)
+    })
+}
+
+fn rotate(call: &mut Call<'_>) -> Result<Ret> {
+    step(call, "awa.rotate()", rotate::rotate)
+}
+
+fn prune(call: &mut Call<'_>) -> Result<Ret> {
+    step(call, "awa.prune()", prune::prune)
+}
+
+fn run_maintenance(call: &mut Call<'_>) -> Result<Ret> {
+    let name = String::from_utf8_lossy(&validate::not_null(call.bytes(0), "task")?).into_owned();
+    let Some(task) = Task::from_name(&name) else {
+        let known: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
+        return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, format!("there is no task \"{name}\""))
+            .hint(format!("Tasks are {}.", known.join(", "))));
+    };
+    step(call, "awa.run_maintenance()", |frontier| tasks::run(frontier, task))
+}

@@ -1,0 +1,62 @@
+//! The tasks of maintenance: one step of each, bounded, in the caller's transaction. The maintainer and the SQL functions call the same.
+
+use crate::error::Result;
+use crate::frontier::Frontier;
+use crate::ops::{prune, rotate};
+
+/// In the order of urgency: a stuck job first, space later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    Rotate,
+    Prune,
+}
+
+impl Task {
+    pub const ALL: [Self; 2] = [Self::Rotate, Self::Prune];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rotate => "rotate",
+            Self::Prune => "prune",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
+    }
+}
+
+/// What one step of a task did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub outcome: &'static str,
+    /// Jobs or rows handled.
+    pub rows: i64,
+    pub generation: Option<i64>,
+    pub slot: Option<i32>,
+    pub detail: Option<String>,
+    /// There is more to do at once: the next step should not wait for the next tick.
+    pub more: bool,
+}
+
+impl Outcome {
+    pub fn new(outcome: &'static str) -> Self {
+        Self { outcome, rows: 0, generation: None, slot: None, detail: None, more: false }
+    }
+
+    pub fn skipped(outcome: &'static str, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..Self::new(outcome) }
+    }
+
+    pub fn of_segment(outcome: &'static str, generation: i64, slot: i32) -> Self {
+        Self { generation: Some(generation), slot: Some(slot), ..Self::new(outcome) }
+    }
+}
+
+/// One step, as the maintainer runs it: only what is due by the policy of the settings.
+pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
+    match task {
+        Task::Rotate => rotate::rotate(frontier),
+        Task::Prune => prune::prune(frontier),
+    }
+}
