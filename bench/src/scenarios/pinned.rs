@@ -104,7 +104,6 @@ fn one_system(target: &Target, args: &PinnedArgs, name: SystemName, recorder: &m
     system.drop_queue(&mut client, &queue)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one line of a table")]
 fn record(
     name: SystemName,
     phase: &PhaseResult,
