@@ -15,6 +15,7 @@ pub mod batch;
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;
+pub mod overdue;
 pub mod queue;
 pub mod rebuild;
 pub mod ring;
