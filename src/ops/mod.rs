@@ -11,6 +11,7 @@ pub mod prune;
 pub mod queues;
 pub mod rescue;
 pub mod rotate;
+pub mod standing;
 pub mod taking;
 pub mod tasks;
 pub mod validate;

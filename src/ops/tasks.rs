@@ -64,7 +64,7 @@ pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
     match task {
         Task::RescueExpiredDeadlines => rescue::rescue(frontier, Overdue::Deadline),
         Task::RescueStaleHeartbeats => rescue::rescue(frontier, Overdue::Heartbeat),
-        Task::Rotate => rotate::rotate(frontier),
-        Task::Prune => prune::prune(frontier),
+        Task::Rotate => rotate::rotate_if_due(frontier),
+        Task::Prune => prune::prune_if_due(frontier),
     }
 }

@@ -319,6 +319,10 @@ impl QueueFrontier {
         !self.gaps.is_empty()
     }
 
+    pub fn gaps_are_full(&self) -> bool {
+        self.gaps.is_full()
+    }
+
     /// Transactions of the gaps, each once.
     pub fn gap_xids(&self) -> heapless::Vec<u64, GAPS_PER_QUEUE> {
         let mut xids = heapless::Vec::new();
