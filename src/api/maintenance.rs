@@ -17,6 +17,7 @@ sql_function!(awa_rescue_expired_deadlines, 0, rescue_expired_deadlines);
 sql_function!(awa_rescue_stale_heartbeats, 0, rescue_stale_heartbeats);
 sql_function!(awa_rotate, 0, rotate);
 sql_function!(awa_prune, 0, prune);
+sql_function!(awa_add_segments, 1, add_segments);
 sql_function!(awa_run_maintenance, 1, run_maintenance);
 
 /// Runs a step and puts what it did into a row of type awa.task_outcome.
@@ -54,6 +55,15 @@ fn rotate(call: &mut Call<'_>) -> Result<Ret> {
 
 fn prune(call: &mut Call<'_>) -> Result<Ret> {
     step(call, "awa.prune()", prune::prune)
+}
+
+fn add_segments(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.add_segments()")?;
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let count = validate::not_null(call.i32(0), "count")?;
+        Ok(Ret::i32(rotate::add_segments(frontier, count)?))
+    })
 }
 
 fn run_maintenance(call: &mut Call<'_>) -> Result<Ret> {
