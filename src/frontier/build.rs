@@ -55,6 +55,10 @@ pub fn ensure(frontier: &Frontier) -> Result<u64> {
     }
 }
 
+pub fn is_ready(word: u64) -> bool {
+    word & ((1 << STATE_BITS) - 1) == STATE_READY
+}
+
 fn publish(frontier: &Frontier, epoch: u64) -> u64 {
     let ready = (epoch << STATE_BITS) | STATE_READY;
     frontier.state().store(ready, Ordering::Release);

@@ -25,7 +25,7 @@ use crate::store::{datum, kinds, ready, segments};
 /// Copied out under the lock of the queue, where nothing may be allocated.
 type Name = heapless::Vec<u8, QUEUE_NAME_BYTES>;
 
-fn name_of(queue: &QueueFrontier) -> Name {
+pub fn name_of(queue: &QueueFrontier) -> Name {
     let mut name = Name::new();
     let _ = name.extend_from_slice(queue.name());
     name

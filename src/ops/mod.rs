@@ -3,10 +3,12 @@
 pub mod adopt;
 pub mod cancel;
 pub mod claim;
+pub mod doctor;
 pub mod enqueue;
 pub mod exits;
 pub mod handle;
 pub mod inspect;
+pub mod metrics;
 pub mod prune;
 pub mod queues;
 pub mod rotate;

@@ -39,6 +39,12 @@ pub fn require_writable(cmd: &str) -> Result<()> {
     Ok(())
 }
 
+/// Is this a standby, or a server that is still recovering?
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared state, cannot raise; guarded all the same.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// Refuses a standby, for what needs memory that only a primary has.
 pub fn refuse_recovery(what: &str) -> Result<()> {
     // SAFETY: reads shared state, cannot raise; guarded all the same.

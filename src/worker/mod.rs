@@ -1,10 +1,12 @@
 //! The background workers: a launcher for the server, a maintainer for each database that has the extension.
 //!
 //! `shared` is what they know of each other, and what sessions ask them; `launcher` starts maintainers; `maintainer` runs the tasks of
-//! `ops::tasks` at the pace of `pace`. Rules of time are in `awa_protocol::schedule` and `throttle`.
+//! `ops::tasks` at the pace of `pace`; `health` and `numbers` tell of them. Rules of time are in `awa_protocol::schedule` and `throttle`.
 
+pub mod health;
 mod launcher;
 mod maintainer;
+pub mod numbers;
 pub mod pace;
 pub mod shared;
 
