@@ -41,3 +41,9 @@ pub const STEPS_PER_PASS: u32 = 64;
 pub const HELD_DATABASES: usize = 32;
 /// Messages to the launcher that it has not read; beyond them it looks at all databases.
 pub const ANNOUNCED_DATABASES: usize = 64;
+/// Attempts that one step of rescue ends.
+pub const RESCUES_PER_STEP: usize = 500;
+/// Jobs that a session remembers as set aside, because rescue failed on them.
+pub const SET_ASIDE: usize = 1024;
+/// Slots of the in-flight pool that a sweep looks at under one lock.
+pub const SLOTS_PER_LOOK: usize = 256;
