@@ -228,6 +228,12 @@ CREATE TYPE awa.task_outcome AS (
     duration   interval
 );
 
+CREATE FUNCTION awa.rescue_expired_deadlines() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_expired_deadlines';
+
+CREATE FUNCTION awa.rescue_stale_heartbeats() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_stale_heartbeats';
+
 CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
 
@@ -236,6 +242,12 @@ CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
 
 CREATE FUNCTION awa.run_maintenance(task text) RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_run_maintenance';
+
+CREATE FUNCTION awa.wake_maintenance() RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_wake_maintenance';
+
+CREATE FUNCTION awa.announce() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_announce';
 
 CREATE TYPE awa.difference AS (
     problem text,
@@ -319,6 +331,7 @@ CREATE TYPE awa.queue_stat AS (
     completed       bigint,
     failed_attempts bigint,
     snoozed         bigint,
+    rescued         bigint,    -- of the failed attempts: those ended for their deadline or heartbeat
     holes           bigint,
     gaps            integer,
     oldest_due_at   timestamptz,
@@ -327,6 +340,42 @@ CREATE TYPE awa.queue_stat AS (
 
 CREATE FUNCTION awa.queue_stats() RETURNS SETOF awa.queue_stat
     LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_queue_stats';
+
+CREATE TYPE awa.maintenance_stat AS (
+    task          text,
+    state         text,         -- idle, ok, throttled, cooling_down, failing
+    runs          bigint,       -- steps
+    rows          bigint,       -- jobs or rows handled
+    errors        bigint,
+    last_run      timestamptz,
+    last_duration interval,
+    next_due      timestamptz,
+    last_outcome  text,
+    last_detail   text,
+    last_error    text
+);
+
+CREATE FUNCTION awa.maintenance_stats() RETURNS SETOF awa.maintenance_stat
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 8 AS 'MODULE_PATHNAME', 'awa_maintenance_stats';
+
+CREATE TYPE awa.finding AS (
+    check_name text,
+    status     text,            -- ok, warning, error
+    detail     text,
+    hint       text
+);
+
+CREATE FUNCTION awa.doctor() RETURNS SETOF awa.finding
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 16 AS 'MODULE_PATHNAME', 'awa_doctor';
+
+CREATE TYPE awa.metric AS (
+    name   text,
+    labels jsonb,
+    value  double precision
+);
+
+CREATE FUNCTION awa.metrics() RETURNS SETOF awa.metric
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_metrics';
 
 CREATE VIEW awa.jobs AS
     SELECT * FROM awa.list_jobs(false);
@@ -352,6 +401,9 @@ CREATE VIEW awa.stat_queue AS
 
 CREATE VIEW awa.stat_segments AS
     SELECT * FROM awa.segment_stats();
+
+CREATE VIEW awa.stat_maintenance AS
+    SELECT * FROM awa.maintenance_stats();
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Comments. Of every function: what it does, arguments with units, result, errors of its own with SQLSTATE, locks to the end of the
@@ -386,6 +438,10 @@ attempts used so far. heartbeat_at and an extended deadline_at come from shared 
 COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count until their segment is pruned';
 COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast';
 COMMENT ON TYPE awa.queue_stat IS 'Activity of a queue since shared memory was last built, and what its claimers still have to look at';
+
+COMMENT ON TYPE awa.maintenance_stat IS 'What the maintainer has done for one task since it has its place in shared memory';
+COMMENT ON TYPE awa.finding IS 'One thing that the doctor has looked at, what it found, and what to do about it';
+COMMENT ON TYPE awa.metric IS 'A number for a monitoring system; times are seconds, names that end in _total only grow';
 
 COMMENT ON FUNCTION awa.enqueue(text, text, jsonb, integer, timestamptz, integer, text[], jsonb) IS
 'Adds a job in the caller''s transaction and returns its identifier. kind: 1 to 200 bytes, what a worker dispatches on; args: at most
@@ -441,7 +497,8 @@ COMMENT ON FUNCTION awa.heartbeat_many(bigint[], bigint[]) IS
 'As heartbeat(), for pairs; a row for each pair, in the same order, with alive or stale. Errors: 2202E, 22004, 54000 as complete_many().';
 COMMENT ON FUNCTION awa.extend(bigint, bigint, interval) IS
 'Sets the deadline of the attempt to now plus by (shorter is possible) and counts as a heartbeat; returns the new deadline. Memory only: not
-taken back by a rollback; after a restart the deadline is again that of the claim, or the end of a grace of heartbeat_timeout, if later.
+taken back by a rollback; after a restart the deadline is again that of the claim, or the end of a grace, if later: heartbeat_timeout, or
+without one as long as the claim had allowed.
 Errors: 55000 the lease is not current; 22023 negative by.';
 COMMENT ON PROCEDURE awa.wait(text, interval) IS
 'Sleeps until the queue may have work, or until timeout. A return is a hint, not a promise: call claim(). Holds no snapshot and no lock while
@@ -470,6 +527,14 @@ COMMENT ON FUNCTION awa.cancel(bigint, text) IS
 not_found, or claim_uncommitted (its claim has not committed within 0.1 s). The worker of a running job finds its lease stale. A waiting job is
 searched by reading the live segments. Waits for a transaction that is ending the same attempt. Errors: 53400 awa.max_in_flight is used up.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment; AccessShare on the segments searched.';
+COMMENT ON FUNCTION awa.rescue_expired_deadlines() IS
+'Ends attempts whose deadline has passed, at most 500 a call, the most overdue of each queue first. Each ends as with fail(): its job runs
+again after the queue''s backoff, or is failed when max_attempts are used up; the worker finds its lease stale. Attempts that somebody is
+ending, and claims that are not committed, are left alone. outcome: rescued, nothing, or skipped_busy (a segment is locked); detail names a
+job that could not be rescued: it is set aside for a minute. Reads no table to find them. Never waits for another transaction.
+Locks: RowExclusive on ready_entries and lease_claim_closures of their segments, and on ready_entries of the open one, if they are free.';
+COMMENT ON FUNCTION awa.rescue_stale_heartbeats() IS
+'As rescue_expired_deadlines(), for attempts from which no heartbeat has come for longer than their heartbeat_timeout';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
@@ -483,6 +548,11 @@ Locks: ShareRowExclusive on awa.ring_rotations; for the last step AccessExclusiv
 COMMENT ON FUNCTION awa.run_maintenance(text) IS
 'One step of a task, as the maintainer runs it: only what is due by the settings. task: a name of awa.stat_maintenance.
 Errors: 22023 no such task; else as the task. Locks: those of the task.';
+COMMENT ON FUNCTION awa.wake_maintenance() IS
+'Makes all tasks of this database due now, and wakes its maintainer; false: there is none at the moment. Memory only, takes no lock.';
+COMMENT ON FUNCTION awa.announce() IS
+'Tells the launcher, when the transaction has committed, that this database has the extension: called by the installation script. Harmless
+at any other time. Without effect if the library is not preloaded.';
 COMMENT ON FUNCTION awa.adopt() IS
 'Makes this server and database the owner of the jobs, after a restore or a copy: until then every other function raises 55000, so that jobs
 do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only. Locks: the row of awa.instance.';
@@ -505,6 +575,15 @@ COMMENT ON FUNCTION awa.queue_counts(text) IS
 'Jobs by state, of one queue or (NULL) of all, from shared memory: exact, no table is read. An uncommitted change does not count yet';
 COMMENT ON FUNCTION awa.segment_stats() IS 'Behind the view awa.stat_segments. Locks: AccessShare on the tables of live segments';
 COMMENT ON FUNCTION awa.queue_stats() IS 'Behind the view awa.stat_queue; from shared memory, reads no table';
+COMMENT ON FUNCTION awa.maintenance_stats() IS
+'Behind the view awa.stat_maintenance; from shared memory, also when the maintainer does not run. Takes no lock';
+COMMENT ON FUNCTION awa.doctor() IS
+'Looks at what keeps the queue from working, or soon will: a row for each check, with status ok, warning or error, and what to do. Works when
+the library is not preloaded, on a standby, and when the versions of library and extension differ. Writes nothing, fills no shared memory.
+Locks: AccessShare on awa.ring_rotations and awa.instance.';
+COMMENT ON FUNCTION awa.metrics() IS
+'Numbers for a monitoring system, named in the manner of Prometheus, from shared memory: no table is read. Those of queues are missing
+until shared memory has been filled after a start. Takes no lock';
 COMMENT ON FUNCTION awa.jobs_insert() IS
 'Makes INSERT and COPY into awa.jobs enqueue. Give queue, kind, args, and if wanted priority, run_at, max_attempts, tags, metadata;
 RETURNING job_id works. Errors: as enqueue(); 0A000 another column was given';
@@ -512,6 +591,9 @@ COMMENT ON TRIGGER jobs_insert ON awa.jobs IS 'see awa.jobs_insert()';
 
 COMMENT ON VIEW awa.queues IS 'queues and their settings; readable on a standby';
 COMMENT ON VIEW awa.stat_queue IS 'activity of each queue since shared memory was last built; holes: jobs that came back; gaps: unfinished transactions passed by; waiters: sessions in wait()';
+COMMENT ON VIEW awa.stat_maintenance IS
+'each task of maintenance: state (idle: has not run; throttled, cooling_down: takes longer than its interval; failing: its last step raised
+an error), steps, rows, errors, last step and its duration, when it is due next (NULL: no maintainer runs), what it did and why not more';
 COMMENT ON VIEW awa.stat_segments IS 'live segments of the ring, the last one open';
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -532,3 +614,6 @@ SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA awa FROM PUBLIC;
 REVOKE ALL ON ALL PROCEDURES IN SCHEMA awa FROM PUBLIC;
+
+-- The maintainer comes when this has committed.
+SELECT awa.announce();

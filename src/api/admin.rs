@@ -9,6 +9,7 @@ use crate::ops::{adopt, cancel, validate, verify};
 use crate::pg::call::{Call, Ret, datum_size};
 use crate::pg::xact;
 use crate::sql_function;
+use crate::worker::shared;
 
 sql_function!(awa_create_queue, 8, create_queue);
 sql_function!(awa_alter_queue, 8, alter_queue);
@@ -45,6 +46,7 @@ fn create_queue(call: &mut Call<'_>) -> Result<Ret> {
     let call = &*call;
     Frontier::with(call, |frontier| {
         queues::create(frontier, &queue_name(call)?, &wishes(call)?)?;
+        shared::announce_at_commit();
         Ok(Ret::Void)
     })
 }
@@ -104,6 +106,7 @@ fn verify(call: &mut Call<'_>) -> Result<Ret> {
 
 fn adopt(_call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.adopt()")?;
+    shared::announce_at_commit();
     Ok(Ret::bool(adopt::adopt()?))
 }
 

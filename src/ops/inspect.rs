@@ -25,7 +25,7 @@ use crate::store::{datum, kinds, ready, segments};
 /// Copied out under the lock of the queue, where nothing may be allocated.
 type Name = heapless::Vec<u8, QUEUE_NAME_BYTES>;
 
-fn name_of(queue: &QueueFrontier) -> Name {
+pub fn name_of(queue: &QueueFrontier) -> Name {
     let mut name = Name::new();
     let _ = name.extend_from_slice(queue.name());
     name
@@ -80,6 +80,7 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             Some(datum::i64(totals.completed as i64)),
             Some(datum::i64(totals.failed_attempts as i64)),
             Some(datum::i64(totals.snoozed as i64)),
+            Some(datum::i64(totals.rescued as i64)),
             Some(datum::i64(i64::from(holes))),
             Some(datum::i32(gaps as i32)),
             (oldest <= xact::now()).then(|| datum::i64(oldest)).filter(|_| oldest > i64::MIN),

@@ -3,13 +3,17 @@
 pub mod adopt;
 pub mod cancel;
 pub mod claim;
+pub mod doctor;
 pub mod enqueue;
 pub mod exits;
 pub mod handle;
 pub mod inspect;
+pub mod metrics;
 pub mod prune;
 pub mod queues;
+pub mod rescue;
 pub mod rotate;
+pub mod standing;
 pub mod taking;
 pub mod tasks;
 pub mod validate;
