@@ -228,6 +228,12 @@ CREATE TYPE awa.task_outcome AS (
     duration   interval
 );
 
+CREATE FUNCTION awa.rescue_expired_deadlines() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_expired_deadlines';
+
+CREATE FUNCTION awa.rescue_stale_heartbeats() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_stale_heartbeats';
+
 CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
 
@@ -319,6 +325,7 @@ CREATE TYPE awa.queue_stat AS (
     completed       bigint,
     failed_attempts bigint,
     snoozed         bigint,
+    rescued         bigint,    -- of the failed attempts: those ended for their deadline or heartbeat
     holes           bigint,
     gaps            integer,
     oldest_due_at   timestamptz,
@@ -441,7 +448,8 @@ COMMENT ON FUNCTION awa.heartbeat_many(bigint[], bigint[]) IS
 'As heartbeat(), for pairs; a row for each pair, in the same order, with alive or stale. Errors: 2202E, 22004, 54000 as complete_many().';
 COMMENT ON FUNCTION awa.extend(bigint, bigint, interval) IS
 'Sets the deadline of the attempt to now plus by (shorter is possible) and counts as a heartbeat; returns the new deadline. Memory only: not
-taken back by a rollback; after a restart the deadline is again that of the claim, or the end of a grace of heartbeat_timeout, if later.
+taken back by a rollback; after a restart the deadline is again that of the claim, or the end of a grace, if later: heartbeat_timeout, or
+without one as long as the claim had allowed.
 Errors: 55000 the lease is not current; 22023 negative by.';
 COMMENT ON PROCEDURE awa.wait(text, interval) IS
 'Sleeps until the queue may have work, or until timeout. A return is a hint, not a promise: call claim(). Holds no snapshot and no lock while
@@ -470,6 +478,14 @@ COMMENT ON FUNCTION awa.cancel(bigint, text) IS
 not_found, or claim_uncommitted (its claim has not committed within 0.1 s). The worker of a running job finds its lease stale. A waiting job is
 searched by reading the live segments. Waits for a transaction that is ending the same attempt. Errors: 53400 awa.max_in_flight is used up.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment; AccessShare on the segments searched.';
+COMMENT ON FUNCTION awa.rescue_expired_deadlines() IS
+'Ends attempts whose deadline has passed, at most 500 a call, the most overdue of each queue first. Each ends as with fail(): its job runs
+again after the queue''s backoff, or is failed when max_attempts are used up; the worker finds its lease stale. Attempts that somebody is
+ending, and claims that are not committed, are left alone. outcome: rescued, nothing, or skipped_busy (a segment is locked); detail names a
+job that could not be rescued: it is set aside for a minute. Reads no table to find them. Never waits for another transaction.
+Locks: RowExclusive on ready_entries and lease_claim_closures of their segments, and on ready_entries of the open one, if they are free.';
+COMMENT ON FUNCTION awa.rescue_stale_heartbeats() IS
+'As rescue_expired_deadlines(), for attempts from which no heartbeat has come for longer than their heartbeat_timeout';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.

@@ -1,17 +1,20 @@
 //! Operator: the tasks of maintenance, one step a call.
 
+use awa_protocol::overdue::Overdue;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::ops::tasks::{self, Outcome, Task};
-use crate::ops::{prune, rotate, validate};
+use crate::ops::{prune, rescue, rotate, validate};
 use crate::pg::call::{Call, Ret, interval_datum, text_datum};
 use crate::pg::xact;
 use crate::sql_function;
 use crate::store::datum;
 
+sql_function!(awa_rescue_expired_deadlines, 0, rescue_expired_deadlines);
+sql_function!(awa_rescue_stale_heartbeats, 0, rescue_stale_heartbeats);
 sql_function!(awa_rotate, 0, rotate);
 sql_function!(awa_prune, 0, prune);
 sql_function!(awa_run_maintenance, 1, run_maintenance);
@@ -35,6 +38,14 @@ fn step(call: &mut Call<'_>, verb: &str, step: impl Fn(&Frontier) -> Result<Outc
         rows.put(&columns)?;
         Ok(Ret::Rows)
     })
+}
+
+fn rescue_expired_deadlines(call: &mut Call<'_>) -> Result<Ret> {
+    step(call, "awa.rescue_expired_deadlines()", |frontier| rescue::rescue(frontier, Overdue::Deadline))
+}
+
+fn rescue_stale_heartbeats(call: &mut Call<'_>) -> Result<Ret> {
+    step(call, "awa.rescue_stale_heartbeats()", |frontier| rescue::rescue(frontier, Overdue::Heartbeat))
 }
 
 fn rotate(call: &mut Call<'_>) -> Result<Ret> {

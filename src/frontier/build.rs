@@ -410,11 +410,13 @@ fn restore_entry(
     now: i64,
 ) -> Result<EntryRef> {
     let heartbeat_timeout = claim.map_or(0, |claim| claim.heartbeat_timeout);
-    // Its worker could not report while the server was down: a fresh grace for the heartbeat, and the deadline not before its end.
-    let deadline = match claim.map_or(0, |claim| claim.deadline) {
-        0 => 0,
-        claimed => claimed.max(now.saturating_add(heartbeat_timeout)),
-    };
+    // Its worker could not report while the server was down, and an extended deadline is lost: a fresh grace for the heartbeat, and the
+    // deadline not before its end. Without heartbeats the grace is what the claim had allowed.
+    let deadline = claim.filter(|claim| claim.deadline != 0).map_or(0, |claim| {
+        let allowed = claim.deadline.saturating_sub(claim.claimed_at).max(0);
+        let grace = if heartbeat_timeout > 0 { heartbeat_timeout } else { allowed };
+        claim.deadline.max(now.saturating_add(grace))
+    });
     let entry = Entry {
         job_id: row.job_id,
         hop: row.hop,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use awa_protocol::attempt::{Entry, EntryRef, Exit, State, decide_exit};
 use awa_protocol::backoff;
 use awa_protocol::lane::{Lane, SubLane};
-use awa_protocol::lifecycle::{FailureVerdict, Outcome, after_failure};
+use awa_protocol::lifecycle::{Outcome, after_failure};
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
@@ -245,40 +245,53 @@ pub fn fail(frontier: &Frontier, job_id: i64, lease: i64, failure: &Failure) -> 
         frontier.check_current()?;
         return Ok(Answer::Stale);
     };
-    let verdict = after_failure(i32::from(seen.attempt), i32::from(seen.max_attempts), failure.is_final);
-    let outcome = match verdict {
-        FailureVerdict::Retry => Outcome::Retry,
-        FailureVerdict::Failed => Outcome::Failed,
-    };
+    let outcome = failure_outcome(&seen, failure.is_final);
     let entry = match begin(frontier, job_id, lease, outcome, &mut { CLAIM_COMMIT_WAITS })? {
         Ok((_, entry)) => entry,
         Err(answer) => return Ok(answer),
     };
+    conclude_failure(frontier, &entry, outcome, failure.error.as_deref(), failure.retry_after)?;
+    Ok(Answer::Done(outcome))
+}
+
+pub fn failure_outcome(entry: &Entry, is_final: bool) -> Outcome {
+    after_failure(i32::from(entry.attempt), i32::from(entry.max_attempts), is_final).outcome()
+}
+
+/// The evidence of an attempt that failed and that this transaction has marked as closing, whoever found it failed: a worker, or rescue.
+pub fn conclude_failure(
+    frontier: &Frontier,
+    entry: &Entry,
+    outcome: Outcome,
+    error: Option<&[u8]>,
+    retry_after: Option<i64>,
+) -> Result<()> {
     let (segment, ready) = segment_of(frontier, entry.generation)?;
     let now = xact::now();
-    let before = with_row(&segment, &ready, &entry, |row| row.copy_datum(ready::ERRORS))?;
-    let history = errors::append(frontier, before, i32::from(entry.attempt), now, failure.error.as_deref())?;
+    let before = with_row(&segment, &ready, entry, |row| row.copy_datum(ready::ERRORS))?;
+    let history = errors::append(frontier, before, i32::from(entry.attempt), now, error)?;
     let closure = Closure {
         closed_at: now,
-        job_id,
+        job_id: entry.job_id,
         hop: entry.hop,
         tombstone: None,
         outcome,
-        errors: (verdict == FailureVerdict::Failed).then_some(history),
+        errors: (outcome == Outcome::Failed).then_some(history),
     };
     evidence::append_closures(&segment, &[closure])?;
-    if verdict == FailureVerdict::Retry {
-        let delay = match failure.retry_after {
-            Some(delay) => delay,
-            None => {
-                let settings = frontier.queue(entry.queue).settings;
-                backoff::delay(settings.backoff, settings.backoff_max, entry.attempt.max(1) as u32, xact::random_u64()?)
-            }
-        };
-        let next = NextCopy { attempt: entry.attempt, run_at: now.saturating_add(delay), errors: Some(history) };
-        append_next(frontier, &entry, &segment, &ready, next)?;
+    if outcome == Outcome::Failed {
+        // The job is finished: nothing more to append.
+        return Ok(());
     }
-    Ok(Answer::Done(outcome))
+    let delay = match retry_after {
+        Some(delay) => delay,
+        None => {
+            let settings = frontier.queue(entry.queue).settings;
+            backoff::delay(settings.backoff, settings.backoff_max, entry.attempt.max(1) as u32, xact::random_u64()?)
+        }
+    };
+    let next = NextCopy { attempt: entry.attempt, run_at: now.saturating_add(delay), errors: Some(history) };
+    append_next(frontier, entry, &segment, &ready, next)
 }
 
 /// Ends the attempt without using it up: the job runs again after `delay`.

@@ -80,6 +80,7 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             Some(datum::i64(totals.completed as i64)),
             Some(datum::i64(totals.failed_attempts as i64)),
             Some(datum::i64(totals.snoozed as i64)),
+            Some(datum::i64(totals.rescued as i64)),
             Some(datum::i64(i64::from(holes))),
             Some(datum::i32(gaps as i32)),
             (oldest <= xact::now()).then(|| datum::i64(oldest)).filter(|_| oldest > i64::MIN),

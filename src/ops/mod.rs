@@ -9,6 +9,7 @@ pub mod handle;
 pub mod inspect;
 pub mod prune;
 pub mod queues;
+pub mod rescue;
 pub mod rotate;
 pub mod taking;
 pub mod tasks;

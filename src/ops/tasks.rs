@@ -1,21 +1,27 @@
 //! The tasks of maintenance: one step of each, bounded, in the caller's transaction. The maintainer and the SQL functions call the same.
 
+use awa_protocol::overdue::Overdue;
+
 use crate::error::Result;
 use crate::frontier::Frontier;
-use crate::ops::{prune, rotate};
+use crate::ops::{prune, rescue, rotate};
 
 /// In the order of urgency: a stuck job first, space later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
+    RescueExpiredDeadlines,
+    RescueStaleHeartbeats,
     Rotate,
     Prune,
 }
 
 impl Task {
-    pub const ALL: [Self; 2] = [Self::Rotate, Self::Prune];
+    pub const ALL: [Self; 4] = [Self::RescueExpiredDeadlines, Self::RescueStaleHeartbeats, Self::Rotate, Self::Prune];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::RescueExpiredDeadlines => "rescue_expired_deadlines",
+            Self::RescueStaleHeartbeats => "rescue_stale_heartbeats",
             Self::Rotate => "rotate",
             Self::Prune => "prune",
         }
@@ -56,6 +62,8 @@ impl Outcome {
 /// One step, as the maintainer runs it: only what is due by the policy of the settings.
 pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
     match task {
+        Task::RescueExpiredDeadlines => rescue::rescue(frontier, Overdue::Deadline),
+        Task::RescueStaleHeartbeats => rescue::rescue(frontier, Overdue::Heartbeat),
         Task::Rotate => rotate::rotate(frontier),
         Task::Prune => prune::prune(frontier),
     }

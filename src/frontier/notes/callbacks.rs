@@ -198,6 +198,7 @@ impl Tally {
                 totals.completed += change.totals.completed;
                 totals.failed_attempts += change.totals.failed_attempts;
                 totals.snoozed += change.totals.snoozed;
+                totals.rescued += change.totals.rescued;
                 queue.waiters
             };
             if waiters > 0 && change.appended > 0 {
@@ -274,6 +275,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                 Outcome::Moved => {}
             }
         }
+        Note::Rescued { queue, queue_id } => tally.of(queue, queue_id).totals.rescued += 1,
         Note::Guard { entry, queue, queue_id, sub, .. } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
@@ -350,7 +352,7 @@ fn forget_queue(frontier: &Frontier, queue: u16) {
 
 fn undo(frontier: &Frontier, note: Note) {
     match note {
-        Note::Enqueued { .. } | Note::QueueSettings { .. } => {}
+        Note::Enqueued { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
         Note::Claimed { entry, queue, published, .. } => {
             if published {
                 give_back(frontier, entry, queue);

@@ -45,6 +45,11 @@ pub enum Note {
         queue_id: i32,
         outcome: Outcome,
     },
+    /// Besides `Closing`: who ended the attempt was rescue.
+    Rescued {
+        queue: u16,
+        queue_id: i32,
+    },
     Guard {
         entry: EntryRef,
         queue: u16,

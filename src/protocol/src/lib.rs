@@ -16,6 +16,7 @@ pub mod closed;
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;
+pub mod overdue;
 pub mod queue;
 pub mod rebuild;
 pub mod ring;

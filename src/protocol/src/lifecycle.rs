@@ -49,6 +49,15 @@ pub enum FailureVerdict {
     Failed,
 }
 
+impl FailureVerdict {
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Retry => Outcome::Retry,
+            Self::Failed => Outcome::Failed,
+        }
+    }
+}
+
 /// Exhaustion is decided here and nowhere else. `attempt` is the number of the attempt that failed, from 1.
 pub fn after_failure(attempt: i32, max_attempts: i32, is_final: bool) -> FailureVerdict {
     if is_final || attempt >= max_attempts { FailureVerdict::Failed } else { FailureVerdict::Retry }

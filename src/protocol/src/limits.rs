@@ -33,3 +33,9 @@ pub const PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 pub const TIE_SPREAD: u32 = 1024;
 /// Steps of the walk that keeps holes in order.
 pub const HOLE_WALK: u32 = 64;
+/// Attempts that one step of rescue ends.
+pub const RESCUES_PER_STEP: usize = 500;
+/// Jobs that a session remembers as set aside, because rescue failed on them.
+pub const SET_ASIDE: usize = 1024;
+/// Slots of the in-flight pool that a sweep looks at under one lock.
+pub const SLOTS_PER_LOOK: usize = 256;

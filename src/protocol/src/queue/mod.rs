@@ -96,6 +96,8 @@ pub struct Totals {
     pub completed: u64,
     pub failed_attempts: u64,
     pub snoozed: u64,
+    /// Attempts that rescue has ended.
+    pub rescued: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +221,7 @@ impl QueueFrontier {
             stamp: 0,
             settings: NO_SETTINGS,
             counts: Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0 },
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0 },
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
