@@ -3,6 +3,7 @@
 pub mod datum;
 pub mod errors;
 pub mod evidence;
+pub mod finished;
 pub mod instance;
 pub mod kinds;
 pub mod ledger;
