@@ -27,6 +27,11 @@ CREATE TABLE awa.queue_definitions (
     backoff           interval    NOT NULL,
     backoff_max       interval    NOT NULL,
     priority_ageing   interval,
+    completed_retention   interval,
+    failed_retention      interval,
+    cancelled_retention   interval,
+    dead_letters          boolean     NOT NULL,
+    dead_letter_retention interval,
     created_at        timestamptz NOT NULL,
     dropped_at        timestamptz -- rows of a dropped queue count as closed
 );
@@ -49,6 +54,50 @@ CREATE TABLE awa.ring_rotations (
     CONSTRAINT ring_rotations_pkey PRIMARY KEY (generation, event)
 );
 COMMENT ON TABLE awa.ring_rotations IS 'append-only ledger of the ring of segments';
+
+-- Finished jobs that outlive their segment. Ordinary tables: rows are deleted, autovacuum does its job.
+CREATE TABLE awa.retained_jobs (
+    job_id       bigint      NOT NULL CONSTRAINT retained_jobs_pkey PRIMARY KEY,
+    queue_id     integer     NOT NULL,
+    kind_id      integer     NOT NULL,
+    state        "char"      NOT NULL, -- d completed, f failed, c cancelled
+    priority     smallint    NOT NULL,
+    attempt      smallint    NOT NULL,
+    max_attempts smallint    NOT NULL,
+    hop          integer     NOT NULL, -- of the copy that was finished
+    generation   bigint      NOT NULL, -- of the segment it was copied from
+    run_at       timestamptz NOT NULL,
+    enqueued_at  timestamptz NOT NULL,
+    claimed_at   timestamptz,
+    finished_at  timestamptz NOT NULL,
+    tags         text[],
+    metadata     jsonb,
+    errors       jsonb,
+    args         jsonb       NOT NULL,
+    CONSTRAINT retained_jobs_state_check CHECK (state IN ('d', 'f', 'c'))
+);
+COMMENT ON TABLE awa.retained_jobs IS 'finished jobs whose segment was pruned before their retention was over; read the view awa.terminal_jobs';
+CREATE INDEX retained_jobs_queue_state_finished_idx ON awa.retained_jobs (queue_id, state, finished_at);
+
+CREATE TABLE awa.dlq_entries (
+    job_id       bigint      NOT NULL CONSTRAINT dlq_entries_pkey PRIMARY KEY,
+    queue_id     integer     NOT NULL,
+    kind_id      integer     NOT NULL,
+    priority     smallint    NOT NULL,
+    attempt      smallint    NOT NULL,
+    max_attempts smallint    NOT NULL,
+    hop          integer     NOT NULL, -- of the copy that failed for good
+    run_at       timestamptz NOT NULL,
+    enqueued_at  timestamptz NOT NULL,
+    claimed_at   timestamptz NOT NULL,
+    failed_at    timestamptz NOT NULL,
+    tags         text[],
+    metadata     jsonb,
+    errors       jsonb       NOT NULL,
+    args         jsonb       NOT NULL
+);
+COMMENT ON TABLE awa.dlq_entries IS 'dead letters: jobs that failed for good in a queue with dead_letters; read the view awa.dlq';
+CREATE INDEX dlq_entries_queue_failed_idx ON awa.dlq_entries (queue_id, failed_at);
 
 -- Which server and database this queue belongs to. A restored or copied database names another: it does nothing until awa.adopt().
 CREATE TABLE awa.instance (
@@ -191,6 +240,11 @@ CREATE FUNCTION awa.create_queue(
     backoff           interval DEFAULT '1 second',
     backoff_max       interval DEFAULT '1 day',
     priority_ageing   interval DEFAULT '1 minute',
+    completed_retention   interval DEFAULT '0',
+    failed_retention      interval DEFAULT '7 days',
+    cancelled_retention   interval DEFAULT '1 day',
+    dead_letters          boolean  DEFAULT false,
+    dead_letter_retention interval DEFAULT '30 days',
     options           jsonb    DEFAULT '{}'
 ) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_create_queue';
@@ -203,6 +257,11 @@ CREATE FUNCTION awa.alter_queue(
     backoff           interval DEFAULT NULL,
     backoff_max       interval DEFAULT NULL,
     priority_ageing   interval DEFAULT NULL,
+    completed_retention   interval DEFAULT NULL,
+    failed_retention      interval DEFAULT NULL,
+    cancelled_retention   interval DEFAULT NULL,
+    dead_letters          boolean  DEFAULT NULL,
+    dead_letter_retention interval DEFAULT NULL,
     options           jsonb    DEFAULT '{}'
 ) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_alter_queue';
@@ -218,6 +277,44 @@ CREATE FUNCTION awa.resume_queue(queue text) RETURNS void
 
 CREATE FUNCTION awa.cancel(job_id bigint, reason text DEFAULT NULL) RETURNS text
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_cancel';
+
+CREATE FUNCTION awa.retry(
+    job_id   bigint,
+    queue    text        DEFAULT NULL,
+    priority integer     DEFAULT NULL,
+    run_at   timestamptz DEFAULT NULL
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_retry';
+
+CREATE FUNCTION awa.delete_job(job_id bigint) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_delete_job';
+
+CREATE FUNCTION awa.dlq_retry(
+    job_id   bigint,
+    queue    text        DEFAULT NULL,
+    priority integer     DEFAULT NULL,
+    run_at   timestamptz DEFAULT NULL
+) RETURNS text
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_dlq_retry';
+
+CREATE FUNCTION awa.dlq_retry_many(
+    queue         text        DEFAULT NULL,
+    kind          text        DEFAULT NULL,
+    failed_before timestamptz DEFAULT NULL,
+    max_jobs      integer     DEFAULT 1000,
+    to_queue      text        DEFAULT NULL,
+    to_priority   integer     DEFAULT NULL,
+    run_at        timestamptz DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_dlq_retry_many';
+
+CREATE FUNCTION awa.dlq_purge(
+    queue         text        DEFAULT NULL,
+    kind          text        DEFAULT NULL,
+    failed_before timestamptz DEFAULT NULL,
+    max_jobs      integer     DEFAULT 1000
+) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_dlq_purge';
 
 CREATE TYPE awa.task_outcome AS (
     outcome    text,
@@ -239,6 +336,9 @@ CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
 
 CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
+
+CREATE FUNCTION awa.retention() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_retention';
 
 CREATE FUNCTION awa.run_maintenance(task text) RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_run_maintenance';
@@ -277,7 +377,7 @@ CREATE TYPE awa.job_row AS (
     job_id       bigint,
     queue        text,
     kind         text,
-    state        text,         -- scheduled, available, running, completed, failed, cancelled
+    state        text,         -- scheduled, available, running, completed, failed, cancelled, dead_lettered
     priority     integer,
     attempt      integer,
     max_attempts integer,
@@ -304,9 +404,10 @@ CREATE TYPE awa.queue_count AS (
     available bigint,          -- enqueued to run at once and not claimed
     scheduled bigint,          -- with a run_at, a retry or a snooze, and not claimed (due or not)
     running   bigint,
-    completed bigint,          -- finished jobs still in the ring
+    completed bigint,          -- finished jobs that are still shown
     failed    bigint,
-    cancelled bigint
+    cancelled bigint,
+    dead_lettered bigint
 );
 
 CREATE FUNCTION awa.queue_counts(queue text DEFAULT NULL) RETURNS SETOF awa.queue_count
@@ -383,7 +484,16 @@ COMMENT ON VIEW awa.jobs IS 'jobs that are not finished: scheduled, available, r
 
 CREATE VIEW awa.terminal_jobs AS
     SELECT * FROM awa.list_jobs(true);
-COMMENT ON VIEW awa.terminal_jobs IS 'finished jobs still in the ring: completed, failed, cancelled';
+COMMENT ON VIEW awa.terminal_jobs IS 'finished jobs: completed, failed, cancelled; in the ring, or kept until their retention is over';
+
+CREATE VIEW awa.dlq AS
+    SELECT d.job_id, q.name AS queue, k.name AS kind, d.args, d.priority::integer AS priority, d.attempt::integer AS attempt,
+           d.max_attempts::integer AS max_attempts, d.errors -> -1 ->> 'error' AS error, d.errors, d.failed_at, d.enqueued_at, d.run_at,
+           d.tags, d.metadata
+      FROM awa.dlq_entries AS d
+      JOIN awa.queue_definitions AS q ON q.queue_id = d.queue_id AND q.dropped_at IS NULL
+      LEFT JOIN awa.job_kinds AS k ON k.kind_id = d.kind_id;
+COMMENT ON VIEW awa.dlq IS 'dead letters: jobs that failed for good in a queue with dead_letters; error: that of the last attempt; readable on a standby';
 
 CREATE FUNCTION awa.jobs_insert() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'awa_jobs_insert';
@@ -392,7 +502,8 @@ CREATE TRIGGER jobs_insert INSTEAD OF INSERT ON awa.jobs
     FOR EACH ROW EXECUTE FUNCTION awa.jobs_insert();
 
 CREATE VIEW awa.queues AS
-    SELECT name AS queue, paused, max_attempts, deadline, heartbeat_timeout, backoff, backoff_max, priority_ageing, created_at
+    SELECT name AS queue, paused, max_attempts, deadline, heartbeat_timeout, backoff, backoff_max, priority_ageing,
+           completed_retention, failed_retention, cancelled_retention, dead_letters, dead_letter_retention, created_at
       FROM awa.queue_definitions
      WHERE dropped_at IS NULL;
 
@@ -420,6 +531,11 @@ COMMENT ON COLUMN awa.queue_definitions.heartbeat_timeout IS 'how long an attemp
 COMMENT ON COLUMN awa.queue_definitions.backoff IS 'delay after the first failed attempt; doubles with each further one';
 COMMENT ON COLUMN awa.queue_definitions.backoff_max IS 'longest delay between attempts, before up to a quarter of jitter is added';
 COMMENT ON COLUMN awa.queue_definitions.priority_ageing IS 'time of waiting that raises a job by one priority when lanes are compared; NULL: never';
+COMMENT ON COLUMN awa.queue_definitions.completed_retention IS 'how long a completed job is shown at least; NULL: until its segment is pruned';
+COMMENT ON COLUMN awa.queue_definitions.failed_retention IS 'how long a failed job is shown, and can be retried, at least; NULL: until its segment is pruned';
+COMMENT ON COLUMN awa.queue_definitions.cancelled_retention IS 'how long a cancelled job is shown, and can be retried, at least; NULL: until its segment is pruned';
+COMMENT ON COLUMN awa.queue_definitions.dead_letters IS 'jobs that fail for good leave the ring and become dead letters';
+COMMENT ON COLUMN awa.queue_definitions.dead_letter_retention IS 'how long a dead letter is kept; NULL: until it is retried, deleted or purged';
 COMMENT ON COLUMN awa.ring_rotations.generation IS 'number of the segment, from 1, never used again';
 COMMENT ON COLUMN awa.ring_rotations.slot IS 'the segment lives in awa_segments.ready_entries_<slot> and its siblings';
 COMMENT ON COLUMN awa.ring_rotations.event IS 'opened; prune_started: proved drained, neither read nor opened from here on; pruned: its tables are empty, the slot is free';
@@ -433,9 +549,9 @@ COMMENT ON TYPE awa.task_outcome IS
 'What one step of a maintenance task did: a word, the jobs or rows it handled, the segment concerned, why not more, and how long it took';
 COMMENT ON TYPE awa.difference IS 'A difference between the log and shared memory, as found by verify(); hop says which copy of the job';
 COMMENT ON TYPE awa.job_row IS
-'A job as the log shows it. state: scheduled, available, running, completed, failed or cancelled. attempt: of the running attempt, or
+'A job as the log shows it. state: scheduled, available, running, completed, failed, cancelled or dead_lettered. attempt: of the running attempt, or
 attempts used so far. heartbeat_at and an extended deadline_at come from shared memory and exist only while the job runs.';
-COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count until their segment is pruned';
+COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count as long as they are shown';
 COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast';
 COMMENT ON TYPE awa.queue_stat IS 'Activity of a queue since shared memory was last built, and what its claimers still have to look at';
 
@@ -506,19 +622,23 @@ asleep, so VACUUM is not held back; wakes at the commit that makes work due, and
 has seen; looks again at least once a minute.
 Errors: 25001 unless it is a statement of its own outside a transaction block, under READ COMMITTED; 22023 negative timeout.';
 
-COMMENT ON FUNCTION awa.create_queue(text, integer, interval, interval, interval, interval, interval, jsonb) IS
+COMMENT ON FUNCTION awa.create_queue(text, integer, interval, interval, interval, interval, interval, interval, interval, interval, boolean, interval, jsonb) IS
 'Creates a queue (name: 1 to 128 bytes), for others when the transaction commits. max_attempts: 1 to 1000; deadline, heartbeat_timeout and
-priority_ageing: NULL or zero for none, where NULL of priority_ageing means its default; backoff, backoff_max: see fail(); options: must be empty.
+priority_ageing: NULL or zero for none, where NULL of priority_ageing means its default; backoff, backoff_max: see fail(); completed_retention, failed_retention,
+cancelled_retention: how long a finished job is shown at least, and a failed or cancelled one can be retried (zero: until its segment is pruned);
+dead_letters: a job that fails for good becomes a dead letter (view awa.dlq), which is kept for dead_letter_retention (zero: until somebody
+deletes it); options: must be empty.
 Lengths of time are at most 100 years; a month counts 30 days. The first queue opens the first segment of the ring.
 Errors: 42710 exists already; 22023 value out of range; 53400 awa.max_queues is used up; 25006 read-only.
 Locks: RowExclusive on awa.queue_definitions; for the first queue also ShareRowExclusive on awa.ring_rotations.';
-COMMENT ON FUNCTION awa.alter_queue(text, integer, interval, interval, interval, interval, interval, jsonb) IS
+COMMENT ON FUNCTION awa.alter_queue(text, integer, interval, interval, interval, interval, interval, interval, interval, interval, boolean, interval, jsonb) IS
 'Changes the settings given; NULL leaves a setting as it is, zero switches a length of time off. Holds from the commit on, for jobs enqueued,
-claimed or failed after it. Errors: as create_queue(). Locks: the row of the queue.';
+claimed or failed after it; a retention also for jobs that are kept already. Errors: as create_queue(). Locks: the row of the queue.';
 COMMENT ON FUNCTION awa.drop_queue(text, boolean) IS
 'Drops the queue. New jobs are refused from the call on; waits for transactions that are writing to any live segment. With force, unfinished
-jobs are discarded; their workers find their leases stale. Finished and discarded rows stay in the ring until their segments are pruned.
-Errors: 55006 unfinished jobs, without force; 25006 read-only. Locks: the row of the queue.';
+jobs and dead letters are discarded; workers find their leases stale. Finished and discarded rows stay in the ring until their segments are
+pruned; what was kept of its history is deleted by retention().
+Errors: 55006 unfinished jobs or dead letters, without force; 25006 read-only. Locks: the row of the queue.';
 COMMENT ON FUNCTION awa.pause_queue(text) IS
 'From the commit on, claims of this queue return nothing; enqueues and running attempts go on. Locks: the row of the queue.';
 COMMENT ON FUNCTION awa.resume_queue(text) IS 'Ends a pause and wakes those who wait. Locks: the row of the queue.';
@@ -535,6 +655,29 @@ job that could not be rescued: it is set aside for a minute. Reads no table to f
 Locks: RowExclusive on ready_entries and lease_claim_closures of their segments, and on ready_entries of the open one, if they are free.';
 COMMENT ON FUNCTION awa.rescue_stale_heartbeats() IS
 'As rescue_expired_deadlines(), for attempts from which no heartbeat has come for longer than their heartbeat_timeout';
+COMMENT ON FUNCTION awa.retry(bigint, text, integer, timestamptz) IS
+'Has a failed, cancelled or dead-lettered job tried again, in the caller''s transaction: the same identifier, attempts counted from the start,
+the error history kept. queue, priority: NULL leaves the job where it was; run_at: not before this time (NULL: at once). Returns retried,
+completed (it succeeded: enqueue a new job instead), not_finished (it waits or runs, or its end is not committed) or not_found (never there,
+deleted, or its retention is over). Reads live segments, as cancel(). Waits for a transaction that is ending, retrying or deleting the job.
+Errors: 42704 no such queue; 22023 value out of range; 53400 awa.max_in_flight is used up; 40001 under REPEATABLE READ, the job has changed.
+Locks: RowExclusive on ready_entries of the open segment, and on ready_entries and lease_claim_closures of the job''s segment or on the row
+that keeps it.';
+COMMENT ON FUNCTION awa.delete_job(bigint) IS
+'Deletes a finished job, completed or not, in the caller''s transaction: it is not shown, counted or retried any more. Its bytes stay on disk until its
+segment is pruned. Returns deleted, not_finished (cancel it first) or not_found. Errors, waits and locks: as retry().';
+COMMENT ON FUNCTION awa.dlq_retry(bigint, text, integer, timestamptz) IS
+'As retry(), for a dead letter only; needs no look at the ring. Returns retried or not_found.';
+COMMENT ON FUNCTION awa.dlq_retry_many(text, text, timestamptz, integer, text, integer, timestamptz) IS
+'Has dead letters tried again, the oldest first, and returns how many: those of queue, of kind, that failed before failed_before (NULL: any), at
+most max_jobs (1 to 100000). to_queue, to_priority, run_at: as queue, priority and run_at of retry(). Passes by those that another transaction
+is retrying or deleting. Errors: as retry(). Locks: RowExclusive on ready_entries of the open segment; the rows of awa.dlq_entries.';
+COMMENT ON FUNCTION awa.dlq_purge(text, text, timestamptz, integer) IS
+'Deletes dead letters, chosen as by dlq_retry_many(), and returns how many. One of them: delete_job(). Errors and locks: as dlq_retry_many().';
+COMMENT ON FUNCTION awa.retention() IS
+'One step of deleting finished jobs that were kept beyond their segment, and dead letters, whose retention is over or whose queue was dropped: at
+most 1000 of each. outcome: deleted, nothing, skipped_busy (a rebuild is counting them). Never waits; passes by jobs that another transaction
+is taking. Locks: RowExclusive on awa.retained_jobs and awa.dlq_entries, if they are free.';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
@@ -567,10 +710,10 @@ Locks: ShareRowExclusive on awa.ring_rotations, Share on ready_entries of all li
 
 COMMENT ON FUNCTION awa.version() IS 'Version of the loaded library; works on a standby too';
 COMMENT ON FUNCTION awa.job(bigint) IS
-'The job, or no row when it never existed or its segment was pruned. Sees committed rows, and those of the caller, not only those of its snapshot.
+'The job, or no row when it never existed, was deleted, or its segment was pruned and its retention is over. Sees committed rows, and those of the caller, not only those of its snapshot.
 Reads all live segments: for people, not for workers. Locks: AccessShare on the tables of live segments.';
 COMMENT ON FUNCTION awa.list_jobs(boolean) IS
-'Behind the views awa.jobs (false: unfinished) and awa.terminal_jobs (true: finished). Reads all live segments, as job() does';
+'Behind the views awa.jobs (false: unfinished) and awa.terminal_jobs (true: finished). Reads all live segments, as job() does; true: also what is kept outside of them';
 COMMENT ON FUNCTION awa.queue_counts(text) IS
 'Jobs by state, of one queue or (NULL) of all, from shared memory: exact, no table is read. An uncommitted change does not count yet';
 COMMENT ON FUNCTION awa.segment_stats() IS 'Behind the view awa.stat_segments. Locks: AccessShare on the tables of live segments';
@@ -603,6 +746,8 @@ COMMENT ON VIEW awa.stat_segments IS 'live segments of the ring, the last one op
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_definitions', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_kinds', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.ring_rotations', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.retained_jobs', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.dlq_entries', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.instance', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.kind_ids', '');

@@ -7,7 +7,7 @@ use pgrx::pg_sys::Datum;
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::ops::tasks::{self, Outcome, Task};
-use crate::ops::{prune, rescue, rotate, validate};
+use crate::ops::{prune, rescue, retention, rotate, validate};
 use crate::pg::call::{Call, Ret, interval_datum, text_datum};
 use crate::pg::xact;
 use crate::sql_function;
@@ -17,6 +17,7 @@ sql_function!(awa_rescue_expired_deadlines, 0, rescue_expired_deadlines);
 sql_function!(awa_rescue_stale_heartbeats, 0, rescue_stale_heartbeats);
 sql_function!(awa_rotate, 0, rotate);
 sql_function!(awa_prune, 0, prune);
+sql_function!(awa_retention, 0, retention);
 sql_function!(awa_run_maintenance, 1, run_maintenance);
 
 /// Runs a step and puts what it did into a row of type awa.task_outcome.
@@ -54,6 +55,10 @@ fn rotate(call: &mut Call<'_>) -> Result<Ret> {
 
 fn prune(call: &mut Call<'_>) -> Result<Ret> {
     step(call, "awa.prune()", prune::prune)
+}
+
+fn retention(call: &mut Call<'_>) -> Result<Ret> {
+    step(call, "awa.retention()", retention::expire)
 }
 
 fn run_maintenance(call: &mut Call<'_>) -> Result<Ret> {

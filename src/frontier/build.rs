@@ -25,7 +25,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{instance, ledger, queues, ready, segments};
+use crate::store::{finished, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -127,6 +127,11 @@ fn build(frontier: &Frontier) -> Result<()> {
     frontier.set_ring(&infos, ring.open().map_or(0, |segment| segment.generation));
     for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
         restore_segment(frontier, info, &places)?;
+    }
+    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            notes::add_counts(&mut frontier.queue(*place).counts, &counts);
+        }
     }
     Ok(())
 }
@@ -238,9 +243,8 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
                 count.running += 1;
                 restore_entry(frontier, info, place, &seen, State::Claimed, Some(&claim), now)?;
             }
-            Fate::Closed(Outcome::Completed) => count.completed += 1,
-            Fate::Closed(Outcome::Failed) => count.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => count.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(count, outcome, 1),
             Fate::Closed(_) => {}
         }
     }

@@ -14,12 +14,14 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::{Result, out_of_memory};
 use crate::frontier::{Frontier, SegmentInfo, notes};
+use crate::ops::cancel::open_to_read;
 use crate::ops::handle;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
-use crate::pg::xact;
+use crate::pg::{sql, xact};
 use crate::store::evidence::{self, ClaimTerms, Reader};
+use crate::store::finished;
 use crate::store::{datum, kinds, ready, segments};
 
 /// Copied out under the lock of the queue, where nothing may be allocated.
@@ -57,6 +59,7 @@ pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_
             Some(datum::i64(counts.completed)),
             Some(datum::i64(counts.failed)),
             Some(datum::i64(counts.cancelled)),
+            Some(datum::i64(counts.dead_lettered)),
         ])?;
     }
     Ok(())
@@ -150,7 +153,8 @@ impl Reader for Story {
         at: i64,
         errors: &dyn Fn() -> Option<Datum>,
     ) {
-        if self.matters(job_id) {
+        let superseded = |before: &(Outcome, i64, Option<Datum>)| before.0.supersedes(outcome);
+        if self.matters(job_id) && !self.closed.get(&(job_id, hop)).is_some_and(superseded) {
             self.closed.insert((job_id, hop), (outcome, at, errors()));
         }
     }
@@ -163,27 +167,53 @@ pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<
             names.insert(queue_id, name.to_vec());
         }
     }
-    for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
-        segment_jobs(frontier, info, wanted, &names, rows)?;
+    match wanted {
+        Wanted::Unfinished => ring_jobs(frontier, wanted, &names, rows).map(|_| ()),
+        Wanted::Finished => {
+            let read = ring_jobs(frontier, wanted, &names, rows)?;
+            sql::as_owner(frontier.ledger, || finished::show_retained(&read, |row| rows.put(row)))
+        }
+        Wanted::One(job_id) => {
+            // Twice: between the look at the ring and the look outside, the job may go from one to the other.
+            for _ in 0..2 {
+                ring_jobs(frontier, wanted, &names, rows)?;
+                if !rows.is_empty() || sql::as_owner(frontier.ledger, || finished::show(job_id, |row| rows.put(row)))? > 0 {
+                    break;
+                }
+            }
+            Ok(())
+        }
     }
-    Ok(())
+}
+
+/// Jobs of the ring; gives the generations that were read. Jobs that were copied out of one of them, because its prune has begun since,
+/// have been shown here.
+fn ring_jobs(frontier: &Frontier, wanted: Wanted, names: &HashMap<i32, Vec<u8>>, rows: &mut Rows<'_>) -> Result<Vec<i64>> {
+    let mut read = Vec::new();
+    for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
+        if let Some(rel) = open_to_read(frontier, info)? {
+            segment_jobs(frontier, info, &rel, wanted, names, rows)?;
+            read.push(info.generation);
+        }
+    }
+    Ok(read)
 }
 
 fn segment_jobs(
     frontier: &Frontier,
     info: &SegmentInfo,
+    rel: &Rel,
     wanted: Wanted,
     names: &HashMap<i32, Vec<u8>>,
     rows: &mut Rows<'_>,
 ) -> Result<()> {
-    let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let only = match wanted {
         Wanted::One(job_id) => Some(job_id),
         _ => None,
     };
     let mut story = Story { wanted: only, ..Story::default() };
     evidence::read(info, Lock::AccessShare, true, &mut story)?;
-    let mut scan = HeapScan::begin(&rel);
+    let mut scan = HeapScan::begin(rel);
     while let Some(row) = scan.next() {
         if only.is_some_and(|job_id| row.i64(ready::JOB_ID) != Some(job_id)) {
             continue;
@@ -209,7 +239,7 @@ fn put_job(
     let Some(queue) = names.get(&lane.queue_id) else { return Ok(()) };
     let copy = (head.job_id, head.hop);
     let closed = story.closed.get(&copy);
-    if closed.is_some_and(|(outcome, ..)| !outcome.is_terminal()) {
+    if closed.is_some_and(|(outcome, ..)| !outcome.is_history()) {
         return Ok(());
     }
     let fits = match wanted {

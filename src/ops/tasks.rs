@@ -4,7 +4,7 @@ use awa_protocol::overdue::Overdue;
 
 use crate::error::Result;
 use crate::frontier::Frontier;
-use crate::ops::{prune, rescue, rotate};
+use crate::ops::{prune, rescue, retention, rotate};
 
 /// In the order of urgency: a stuck job first, space later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,10 +13,12 @@ pub enum Task {
     RescueStaleHeartbeats,
     Rotate,
     Prune,
+    Retention,
 }
 
 impl Task {
-    pub const ALL: [Self; 4] = [Self::RescueExpiredDeadlines, Self::RescueStaleHeartbeats, Self::Rotate, Self::Prune];
+    pub const ALL: [Self; 5] =
+        [Self::RescueExpiredDeadlines, Self::RescueStaleHeartbeats, Self::Rotate, Self::Prune, Self::Retention];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -24,6 +26,7 @@ impl Task {
             Self::RescueStaleHeartbeats => "rescue_stale_heartbeats",
             Self::Rotate => "rotate",
             Self::Prune => "prune",
+            Self::Retention => "retention",
         }
     }
 
@@ -66,5 +69,6 @@ pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
         Task::RescueStaleHeartbeats => rescue::rescue(frontier, Overdue::Heartbeat),
         Task::Rotate => rotate::rotate_if_due(frontier),
         Task::Prune => prune::prune_if_due(frontier),
+        Task::Retention => retention::expire(frontier),
     }
 }

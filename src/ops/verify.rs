@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::{Lane, Position};
-use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
 use awa_protocol::queue::{Counts, Existence, Gap, Track};
 use awa_protocol::rebuild::{Fate, ReadyRow};
@@ -22,6 +21,8 @@ use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
+use crate::pg::sql;
+use crate::store::finished::{self, Shelf};
 use crate::store::{datum, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,9 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
         }
         for info in frontier.live_segments() {
             wait_for_lockers(info.ready, Lock::Share);
+        }
+        for shelf in Shelf::ALL {
+            wait_for_lockers(shelf.table()?, Lock::Share);
         }
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));
@@ -75,6 +79,10 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     for info in frontier.live_segments() {
         held.push(Rel::open(info.ready, Lock::Share)?);
     }
+    // Whoever deletes finished jobs from them changes counts.
+    for shelf in Shelf::ALL {
+        held.push(Rel::open(shelf.table()?, Lock::Share)?);
+    }
     build::rebuild(frontier)
 }
 
@@ -93,8 +101,14 @@ fn is_on_its_way(entry: &Entry) -> bool {
 
 fn shown(counts: &Counts) -> String {
     format!(
-        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled",
-        counts.immediate, counts.scheduled, counts.running, counts.completed, counts.failed, counts.cancelled
+        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled, {} dead-lettered",
+        counts.immediate,
+        counts.scheduled,
+        counts.running,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.dead_lettered
     )
 }
 
@@ -171,6 +185,9 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
         comparison.segment(info)?;
     }
     comparison.leftovers();
+    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+        notes::add_counts(comparison.counts.entry(queue_id).or_default(), &counts);
+    }
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -217,9 +234,8 @@ impl Comparison {
         match fate {
             Fate::Ready => *notes::waiting(counts, lane.sub) += 1,
             Fate::Open(_) => counts.running += 1,
-            Fate::Closed(Outcome::Completed) => counts.completed += 1,
-            Fate::Closed(Outcome::Failed) => counts.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => counts.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(counts, *outcome, 1),
             Fate::Closed(_) => {}
         }
     }

@@ -4,6 +4,7 @@ pub mod datum;
 pub mod errors;
 pub mod evidence;
 pub mod extension;
+pub mod finished;
 pub mod instance;
 pub mod kinds;
 pub mod ledger;

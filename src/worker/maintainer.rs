@@ -261,12 +261,8 @@ impl Maintainer {
 
 /// 40001 and 40P01: somebody else was faster; 55P03: a lock was not free.
 fn is_in_the_way(error: &Error) -> bool {
-    [
-        Code::ERRCODE_LOCK_NOT_AVAILABLE,
-        Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-        Code::ERRCODE_T_R_DEADLOCK_DETECTED,
-    ]
-    .contains(&error.code)
+    [Code::ERRCODE_LOCK_NOT_AVAILABLE, Code::ERRCODE_T_R_SERIALIZATION_FAILURE, Code::ERRCODE_T_R_DEADLOCK_DETECTED]
+        .contains(&error.code)
 }
 
 /// In a transaction. `known`: the incarnation that was found to be ours before. Writes nothing.

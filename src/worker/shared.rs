@@ -238,9 +238,8 @@ impl Workers {
     }
 
     pub fn place_of(&self, database: u32) -> Option<usize> {
-        (0..self.places()).find(|place| {
-            self.with_place(*place, |place| place.standing != Standing::Free && place.database == database)
-        })
+        (0..self.places())
+            .find(|place| self.with_place(*place, |place| place.standing != Standing::Free && place.database == database))
     }
 
     /// A copy, for a look.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::pg::scan::{XidState, xid_state};
 use crate::pg::xact;
 
-pub use callbacks::{add_counts, give_back, register_callbacks, waiting};
+pub use callbacks::{add_counts, count_finished, give_back, register_callbacks, take_off, waiting};
 pub use prepared::{note_prepared, settle_prepared};
 
 #[derive(Clone, Copy)]
@@ -57,6 +57,13 @@ pub enum Note {
         sub: SubLane,
         was_hole: bool,
     },
+    /// A finished job of the ring is tried again or deleted: its history goes.
+    Superseding {
+        entry: EntryRef,
+        queue: u16,
+        queue_id: i32,
+        ended: Outcome,
+    },
     QueueCreated {
         queue: u16,
     },
@@ -73,7 +80,7 @@ pub enum Note {
     SegmentPruneStarted {
         generation: i64,
     },
-    /// History of a queue that leaves with a segment.
+    /// Finished jobs of a queue that are counted no more.
     HistoryGone {
         queue: u16,
         queue_id: i32,
@@ -185,7 +192,9 @@ pub fn touches(place: u16) -> bool {
             Note::Enqueued { queue, .. }
             | Note::Claimed { queue, .. }
             | Note::Closing { queue, .. }
-            | Note::Guard { queue, .. } => queue == place,
+            | Note::Guard { queue, .. }
+            | Note::Superseding { queue, .. }
+            | Note::HistoryGone { queue, .. } => queue == place,
             _ => false,
         })
     })
@@ -235,6 +244,19 @@ pub fn publish_last() {
 pub fn retract_last() {
     NOTES.with_borrow_mut(|notes| {
         notes.pop();
+    });
+}
+
+/// The attempt that this transaction is ending just now ends in another way.
+pub fn amend_last_closing(other: Outcome) {
+    NOTES.with_borrow_mut(|notes| {
+        let last = notes.iter_mut().rev().find_map(|noted| match &mut noted.note {
+            Note::Closing { outcome, .. } => Some(outcome),
+            _ => None,
+        });
+        if let Some(outcome) = last {
+            *outcome = other;
+        }
     });
 }
 

@@ -35,6 +35,14 @@ pub struct Settings {
     pub backoff: i64,
     pub backoff_max: i64,
     pub priority_ageing: i64,
+    /// How long finished jobs are kept beyond their segment; 0: not at all.
+    pub completed_retention: i64,
+    pub failed_retention: i64,
+    pub cancelled_retention: i64,
+    /// Jobs that fail for good become dead letters.
+    pub dead_letters: bool,
+    /// 0: until somebody deletes them.
+    pub dead_letter_retention: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +95,7 @@ pub struct Counts {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
+    pub dead_lettered: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -203,6 +212,9 @@ pub struct QueueFrontier {
 
 const NO_HOLES: HoleList = HoleList { first: NOBODY, count: 0, key: NO_KEY };
 
+const NO_COUNTS: Counts =
+    Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0, dead_lettered: 0 };
+
 const NO_SETTINGS: Settings = Settings {
     paused: false,
     max_attempts: 1,
@@ -211,6 +223,11 @@ const NO_SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl QueueFrontier {
@@ -220,7 +237,7 @@ impl QueueFrontier {
             existence: Existence::Free,
             stamp: 0,
             settings: NO_SETTINGS,
-            counts: Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0 },
+            counts: NO_COUNTS,
             totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
