@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::frontier::SegmentInfo;
 use crate::pg::append::Append;
 use crate::pg::rel::{Index, Lock, Rel};
-use crate::pg::scan::RawRow;
+use crate::pg::scan::{RawRow, Tid};
 use crate::store::datum;
 
 pub const KEY: usize = 1;
@@ -83,8 +83,9 @@ pub fn open_index(rel: &Rel, segment: &SegmentInfo) -> Result<Index> {
     Index::open(rel, segment.ready_index).map_err(|error| error.hint("If the index was built anew, call awa.rebuild()."))
 }
 
-pub fn append(writer: &mut Append<'_>, entries: &[[Option<Datum>; COLUMNS]]) -> Result<()> {
-    writer.append(entries, &mut |_, _| true).map(|_| ())
+/// Gives the places of the rows.
+pub fn append(writer: &mut Append<'_>, entries: &[[Option<Datum>; COLUMNS]]) -> Result<Vec<Tid>> {
+    writer.append(entries, &mut |_, _| true)
 }
 
 /// The fixed columns of a row.

@@ -45,12 +45,27 @@ pub enum Note {
         queue_id: i32,
         outcome: Outcome,
     },
+    /// A copy that is ended without having been claimed: cancelled, or moved. A moved one comes with a note of what was appended.
     Guard {
         entry: EntryRef,
         queue: u16,
         queue_id: i32,
         sub: SubLane,
         was_hole: bool,
+        outcome: Outcome,
+    },
+    /// A running attempt on its way into another segment.
+    Moving {
+        old: EntryRef,
+        new: EntryRef,
+        queue: u16,
+        queue_id: i32,
+    },
+    /// Jobs taken out of `awa.deferred_jobs`, to be appended.
+    Undeferred {
+        queue: u16,
+        queue_id: i32,
+        rows: i64,
     },
     QueueCreated {
         queue: u16,
@@ -180,7 +195,9 @@ pub fn touches(place: u16) -> bool {
             Note::Enqueued { queue, .. }
             | Note::Claimed { queue, .. }
             | Note::Closing { queue, .. }
-            | Note::Guard { queue, .. } => queue == place,
+            | Note::Guard { queue, .. }
+            | Note::Moving { queue, .. }
+            | Note::Undeferred { queue, .. } => queue == place,
             _ => false,
         })
     })
