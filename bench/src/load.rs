@@ -11,7 +11,7 @@ use postgres::Client;
 use crate::accounting::{self, Account};
 use crate::counters::{self, Counters, Cpu};
 use crate::payload::Payload;
-use crate::systems::{Claimed, Session, System, connect};
+use crate::systems::{Claimed, Session, System, Wishes, connect};
 
 const STOPPED: usize = usize::MAX;
 const PRODUCER_PAUSE: Duration = Duration::from_micros(200);
@@ -40,6 +40,9 @@ pub struct Shape {
     pub rate: f64,
     /// Sleep of a worker that found nothing.
     pub idle: Duration,
+    /// Time that a worker takes for each job.
+    pub work: Duration,
+    pub wishes: Wishes,
 }
 
 pub struct Phase {
@@ -62,6 +65,8 @@ pub struct PhaseResult {
     pub enqueue_ms: Vec<f64>,
     pub claim_ms: Vec<f64>,
     pub complete_ms: Vec<f64>,
+    /// From due to claimed, job by job.
+    pub pickup_ms: Vec<f64>,
 }
 
 impl PhaseResult {
@@ -88,6 +93,7 @@ enum Verb {
     Enqueue,
     Claim,
     Complete,
+    Pickup,
 }
 
 struct Sample {
@@ -144,11 +150,11 @@ pub fn run(
     counters::wait_until_alone(&mut control)?;
     let mut producers = Vec::new();
     for _ in 0..shape.producers {
-        producers.push(system.connect(url, queue)?);
+        producers.push(system.connect_with(url, queue, shape.wishes)?);
     }
     let mut workers = Vec::new();
     for _ in 0..shape.workers {
-        workers.push(system.connect(url, queue)?);
+        workers.push(system.connect_with(url, queue, shape.wishes)?);
     }
     let before = counters::counters(&mut control)?;
     let shared = Shared::default();
@@ -183,6 +189,7 @@ pub fn run(
                     Verb::Enqueue => phase.enqueue_ms.push(sample.milliseconds),
                     Verb::Claim => phase.claim_ms.push(sample.milliseconds),
                     Verb::Complete => phase.complete_ms.push(sample.milliseconds),
+                    Verb::Pickup => phase.pickup_ms.push(sample.milliseconds),
                 }
             }
         }
@@ -281,9 +288,13 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
             finished = outcome.time(shared, Verb::Claim, || session.claim(shape.claim_batch))?;
             if finished.is_empty() {
                 outcome.samples.truncate(before); // only calls that returned jobs are comparable
-                thread::sleep(shape.idle);
+                session.idle(shape.idle)?;
                 continue;
             }
+            note_pickup(&mut outcome, &finished, shape, shared);
+        }
+        if !shape.work.is_zero() {
+            thread::sleep(shape.work * u32::try_from(finished.len())?);
         }
         match shape.cycle {
             Cycle::Separate => {
@@ -295,6 +306,7 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
             Cycle::Combined => {
                 let call = || session.complete_and_claim(&finished, shape.claim_batch);
                 held = outcome.time(shared, Verb::Complete, call)?;
+                note_pickup(&mut outcome, &held, shape, shared);
             }
         }
         note_completed(&mut outcome, &finished, shared);
@@ -304,6 +316,15 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
         note_completed(&mut outcome, &held, shared);
     }
     Ok(outcome)
+}
+
+fn note_pickup(outcome: &mut Outcome, claimed: &[Claimed], shape: &Shape, shared: &Shared) {
+    if !shape.wishes.pickup {
+        return;
+    }
+    let phase = shared.phase.load(Ordering::Relaxed);
+    let samples = claimed.iter().map(|job| Sample { phase, verb: Verb::Pickup, milliseconds: job.pickup_ms });
+    outcome.samples.extend(samples);
 }
 
 fn note_completed(outcome: &mut Outcome, finished: &[Claimed], shared: &Shared) {

@@ -18,7 +18,9 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::report::Recorder;
-use crate::scenarios::{claim_cost, heartbeat, memory, pinned, profile, rebuild, throughput, wakeup, wal_per_job};
+use crate::scenarios::{
+    claim_cost, deadlines, heartbeat, idle, memory, pinned, profile, rebuild, rescue, steady, throughput, wakeup, wal_per_job,
+};
 use crate::systems::SystemName;
 
 #[derive(Parser)]
@@ -71,6 +73,14 @@ enum Scenario {
     Heartbeat(heartbeat::HeartbeatArgs),
     /// Batch load before, during and after a pinned snapshot
     Pinned(pinned::PinnedArgs),
+    /// Many workers with deadlines and without
+    Deadlines(deadlines::DeadlinesArgs),
+    /// From the deadline of a wedged attempt to its next claim (needs the maintainer)
+    Rescue(rescue::RescueArgs),
+    /// A steady rate for a long time: sizes, latency, dead tuples (needs the maintainer)
+    Steady(steady::SteadyArgs),
+    /// Transaction ids, log and CPU of a server that nobody uses
+    Idle(idle::IdleArgs),
     /// Print how to profile a backend under load
     Profile(profile::ProfileArgs),
     /// Print the Markdown tables of a file of JSON lines
@@ -102,6 +112,10 @@ fn main() -> Result<()> {
         Scenario::Memory => memory::run(target, &mut recorder)?,
         Scenario::Wakeup(args) => wakeup::run(target, args, &mut recorder)?,
         Scenario::Heartbeat(args) => heartbeat::run(target, args, &mut recorder)?,
+        Scenario::Deadlines(args) => deadlines::run(target, args, &mut recorder)?,
+        Scenario::Rescue(args) => rescue::run(target, args, &mut recorder)?,
+        Scenario::Steady(args) => steady::run(target, args, &mut recorder)?,
+        Scenario::Idle(args) => idle::run(target, args, &mut recorder)?,
         Scenario::Pinned(args) => pinned::run(target, args, &mut recorder)?,
         Scenario::Report { .. } | Scenario::Profile(_) => {}
     }

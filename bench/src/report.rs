@@ -107,6 +107,11 @@ impl Recorder {
         Ok(recorder)
     }
 
+    /// A line for those who plot; not part of a table.
+    pub fn note(&mut self, value: &Value) -> Result<()> {
+        self.line(value)
+    }
+
     pub fn record(&mut self, measurement: Measurement) -> Result<()> {
         let shown: Vec<String> = measurement.metrics.iter().map(|(name, value)| format!("{name}={}", number(*value))).collect();
         eprintln!(

@@ -166,6 +166,10 @@ impl Reader for Evidence {
         self.fold.claim(job_id, hop, claim);
     }
 
+    fn completed(&mut self, job_id: i64, hop: i32, _at: i64) -> Result<()> {
+        if self.fold.completed(job_id, hop) { Ok(()) } else { Err(out_of_memory()) }
+    }
+
     fn closure(
         &mut self,
         job_id: i64,

@@ -67,6 +67,11 @@ impl NewEntry {
 /// transaction: it alone proves to a prune that a writer is there.
 pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
     let rel = Rel::open(segment.ready, Lock::RowExclusive)?;
+    check_for_write(&rel, segment)?;
+    Ok(rel)
+}
+
+pub fn check_for_write(rel: &Rel, segment: &SegmentInfo) -> Result<()> {
     rel.check_native()?;
     if rel.file_number() != segment.ready_file {
         return Err(Error::new(
@@ -76,7 +81,7 @@ pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
         .detail("VACUUM FULL, CLUSTER, TRUNCATE and some forms of ALTER TABLE move its rows; the working state speaks of the old places.")
         .hint("Call awa.rebuild()."));
     }
-    Ok(rel)
+    Ok(())
 }
 
 pub fn open_index(rel: &Rel, segment: &SegmentInfo) -> Result<Index> {

@@ -1,11 +1,15 @@
 //! One file a scenario: what is prepared, what is timed, what is recorded.
 
 pub mod claim_cost;
+pub mod deadlines;
 pub mod heartbeat;
+pub mod idle;
 pub mod memory;
 pub mod pinned;
 pub mod profile;
 pub mod rebuild;
+pub mod rescue;
+pub mod steady;
 pub mod throughput;
 pub mod wakeup;
 pub mod wal_per_job;

@@ -12,7 +12,7 @@ use crate::load::{self, Cycle, Phase, PhaseResult, Shape};
 use crate::report::{Measurement, Recorder};
 use crate::scenarios::check_account;
 use crate::stats;
-use crate::systems::{SystemName, connect};
+use crate::systems::{SystemName, Wishes, connect};
 
 const CLEAN: &str = "clean";
 const PINNED: &str = "pinned";
@@ -68,6 +68,8 @@ fn one_system(target: &Target, args: &PinnedArgs, name: SystemName, recorder: &m
         depth: 4_000,
         rate: args.rate,
         idle: Duration::from_millis(1),
+        work: Duration::ZERO,
+        wishes: Wishes { wait: args.rate > 0.0, pickup: args.rate > 0.0, ..Wishes::default() },
     };
     let seconds = Duration::from_secs_f64;
     let phases = [
@@ -77,10 +79,12 @@ fn one_system(target: &Target, args: &PinnedArgs, name: SystemName, recorder: &m
         Phase { label: RECOVERY, length: seconds(args.recovery) },
     ];
 
+    let mut sizes: Vec<(&'static str, i64)> = Vec::new();
     let mut pin: Option<Client> = None;
     let mut dead_before_phase: Vec<(&'static str, Vec<DeadTuples>)> = Vec::new();
     let result = load::run(&target.url, &*system, &queue, &shape, &phases, |phase| {
         dead_before_phase.push((phase.label, counters::dead_tuples(&mut connect(&target.url)?)?));
+        sizes.push((phase.label, system.bytes(&mut connect(&target.url)?)?));
         pin = if phase.label == PINNED { Some(hold_snapshot(&target.url)?) } else { None };
         Ok(())
     })?;
@@ -89,11 +93,13 @@ fn one_system(target: &Target, args: &PinnedArgs, name: SystemName, recorder: &m
     let clean = phase(CLEAN)?.completed_per_second();
     for (label, next) in [(CLEAN, PINNED), (PINNED, RECOVERY)] {
         let dead = dead_before_phase.iter().find(|(label, _)| *label == next).map(|(_, dead)| dead);
-        record(name, phase(label)?, clean, args, dead.map_or(&[], Vec::as_slice), recorder)?;
+        let bytes = sizes.iter().find(|(label, _)| *label == next).map_or(0, |(_, bytes)| *bytes);
+        record(name, phase(label)?, clean, bytes, args, dead.map_or(&[], Vec::as_slice), recorder)?;
     }
     let mut client = connect(&target.url)?;
     let dead = counters::dead_tuples(&mut client)?;
-    record(name, phase(RECOVERY)?, clean, args, &dead, recorder)?;
+    let bytes = system.bytes(&mut client)?;
+    record(name, phase(RECOVERY)?, clean, bytes, args, &dead, recorder)?;
     check_account(target, recorder, &mut client, &*system, "pinned", &result)?;
     system.drop_queue(&mut client, &queue)
 }
@@ -102,6 +108,7 @@ fn record(
     name: SystemName,
     phase: &PhaseResult,
     clean: f64,
+    bytes: i64,
     args: &PinnedArgs,
     dead_at_end: &[DeadTuples],
     recorder: &mut Recorder,
@@ -119,6 +126,9 @@ fn record(
         .metric("worst second", stats::range(&phase.per_second).map(|(worst, _)| worst))
         .metric("claim p99 ms", stats::quantile(&phase.claim_ms, 0.99))
         .metric("complete p99 ms", stats::quantile(&phase.complete_ms, 0.99))
+        .metric("pickup p50 ms", stats::quantile(&phase.pickup_ms, 0.5))
+        .metric("pickup p99 ms", stats::quantile(&phase.pickup_ms, 0.99))
+        .metric("MB on disk at the end", bytes as f64 / 1e6)
         .metric("WAL B/job", phase.wal_bytes_per_job())
         .metric("dead tuples in tables", dead(false))
         .metric("dead tuples in catalogs", dead(true));

@@ -9,7 +9,7 @@ use crate::Target;
 use crate::load::{self, Cycle, Phase, Shape};
 use crate::report::{Measurement, Recorder};
 use crate::scenarios::{Contender, check_account, contenders, with_load_metrics};
-use crate::systems::connect;
+use crate::systems::{Wishes, connect};
 
 #[derive(Args, Clone)]
 pub struct WindowArgs {
@@ -79,6 +79,8 @@ pub fn batch(target: &Target, args: &BatchArgs, recorder: &mut Recorder) -> Resu
         depth: args.depth,
         rate: args.window.rate,
         idle: Duration::from_micros(args.window.idle_us),
+        work: Duration::ZERO,
+        wishes: Wishes::default(),
     };
     let case = format!("{} x {} / {} x {}", args.producers, args.enqueue_batch, args.workers, args.claim_batch);
     rounds(target, &args.window, "throughput-batch", &[(case, shape)], recorder)
@@ -103,6 +105,8 @@ pub fn scaling(target: &Target, args: &ScalingArgs, recorder: &mut Recorder) -> 
             depth: 4_000.max(sessions as i64 * 128),
             rate: args.window.rate,
             idle: Duration::from_micros(args.window.idle_us),
+            work: Duration::ZERO,
+            wishes: Wishes::default(),
         };
         batches.push((format!("batch, {sessions} sessions"), shape));
         singles.push((format!("single, {sessions} sessions"), single_shape(sessions, sessions, 1_000, &args.window)));
@@ -121,6 +125,8 @@ fn single_shape(producers: usize, workers: usize, depth: i64, window: &WindowArg
         depth,
         rate: window.rate,
         idle: Duration::from_micros(window.idle_us),
+        work: Duration::ZERO,
+        wishes: Wishes::default(),
     }
 }
 

@@ -1,10 +1,13 @@
 //! awa_queue through its SQL functions. Parameters carry their type, because `awa.claim` takes one queue or several.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use postgres::{Client, Row, Statement};
 
 use crate::payload::{Payload, PayloadBytes};
-use crate::systems::{Claimed, KIND, Session, System, SystemName, connect};
+use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect};
 
 const RESULT_COMPLETED: &str = "completed";
 /// One call prunes one segment.
@@ -37,18 +40,22 @@ impl System for Awa {
         Ok(())
     }
 
-    fn connect(&self, url: &str, queue: &str) -> Result<Box<dyn Session>> {
+    fn connect_with(&self, url: &str, queue: &str, wishes: Wishes) -> Result<Box<dyn Session>> {
         let mut client = connect(url)?;
         let mut prepare = |sql: &str| client.prepare(sql);
         let enqueue = prepare("SELECT awa.enqueue($1::text, $2::text, $3::jsonb)")?;
         let enqueue_many = prepare("SELECT awa.enqueue_many($1::text, $2::text, $3::jsonb[])")?;
-        let claim = prepare("SELECT job_id, run_lease, attempt, args FROM awa.claim($1::text, $2::integer)")?;
+        let pickup = wishes.pickup_column();
+        let deadline = wishes.deadline.map_or(String::new(), |seconds| format!(", deadline => '{seconds} seconds'"));
+        let claim = prepare(&format!(
+            "SELECT job_id, run_lease, attempt, args, {pickup} FROM awa.claim($1::text, $2::integer{deadline})"
+        ))?;
         let complete = prepare("SELECT awa.complete($1::bigint, $2::bigint)")?;
         let complete_many = prepare("SELECT job_id, result FROM awa.complete_many($1::bigint[], $2::bigint[])")?;
-        let complete_and_claim = prepare(
-            "SELECT job_id, run_lease, attempt, args
-               FROM awa.complete_and_claim($1::bigint[], $2::bigint[], $3::text, $4::integer)",
-        )?;
+        let complete_and_claim = prepare(&format!(
+            "SELECT job_id, run_lease, attempt, args, {pickup}
+                   FROM awa.complete_and_claim($1::bigint[], $2::bigint[], $3::text, $4::integer{deadline})"
+        ))?;
         Ok(Box::new(AwaSession {
             queue: queue.to_owned(),
             enqueue,
@@ -57,8 +64,19 @@ impl System for Awa {
             complete,
             complete_many,
             complete_and_claim,
+            wait: wishes.wait,
             client,
         }))
+    }
+
+    fn bytes(&self, client: &mut Client) -> Result<i64> {
+        let row = client.query_one(
+            "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+               FROM pg_class AS c
+              WHERE c.relkind = 'r' AND c.relnamespace IN ('awa'::regnamespace, 'awa_segments'::regnamespace)",
+            &[],
+        )?;
+        Ok(row.try_get(0)?)
     }
 
     fn bulk_statement(&self) -> &'static str {
@@ -110,6 +128,7 @@ struct AwaSession {
     complete: Statement,
     complete_many: Statement,
     complete_and_claim: Statement,
+    wait: bool,
 }
 
 impl Session for AwaSession {
@@ -141,6 +160,15 @@ impl Session for AwaSession {
         rows.iter().map(|row| acknowledged(row.try_get(0)?, row.try_get(1)?)).collect()
     }
 
+    fn idle(&mut self, pause: Duration) -> Result<()> {
+        if self.wait {
+            self.client.execute("CALL awa.wait($1::text, '200 milliseconds')", &[&self.queue])?;
+        } else {
+            thread::sleep(pause);
+        }
+        Ok(())
+    }
+
     fn complete_and_claim(&mut self, jobs: &[Claimed], batch_size: i32) -> Result<Vec<Claimed>> {
         let (job_ids, leases) = identities(jobs);
         let rows = self.client.query(&self.complete_and_claim, &[&job_ids, &leases, &self.queue, &batch_size])?;
@@ -153,7 +181,7 @@ fn claimed(row: &Row) -> Result<Claimed> {
     if size == 0 {
         bail!("a job came without its payload");
     }
-    Ok(Claimed { job_id: row.try_get(0)?, lease: row.try_get(1)? })
+    Ok(Claimed { job_id: row.try_get(0)?, lease: row.try_get(1)?, pickup_ms: row.try_get(4)? })
 }
 
 fn acknowledged(job_id: i64, result: &str) -> Result<i64> {

@@ -3,6 +3,9 @@
 mod awa;
 mod skip_locked;
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use postgres::{Client, NoTls};
@@ -48,6 +51,26 @@ pub struct Claimed {
     pub job_id: i64,
     /// The fence of the attempt: a lease, or the attempt number
     pub lease: i64,
+    /// From the time at which the job was to run, by the server's clock, to the claim.
+    pub pickup_ms: f64,
+}
+
+/// What a session does beyond the plain verbs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Claims carry a deadline of so many seconds.
+    pub deadline: Option<u32>,
+    /// A worker that finds nothing sleeps in the server, where the system offers that.
+    pub wait: bool,
+    /// Claims tell how long each job was due: it costs the server a little.
+    pub pickup: bool,
+}
+
+impl Wishes {
+    /// The column of `Claimed::pickup_ms`.
+    fn pickup_column(self) -> &'static str {
+        if self.pickup { "(extract(epoch FROM clock_timestamp() - run_at) * 1000)::float8" } else { "0::float8" }
+    }
 }
 
 pub trait System: Send + Sync {
@@ -60,7 +83,14 @@ pub trait System: Send + Sync {
 
     fn drop_queue(&self, client: &mut Client, queue: &str) -> Result<()>;
 
-    fn connect(&self, url: &str, queue: &str) -> Result<Box<dyn Session>>;
+    fn connect(&self, url: &str, queue: &str) -> Result<Box<dyn Session>> {
+        self.connect_with(url, queue, Wishes::default())
+    }
+
+    fn connect_with(&self, url: &str, queue: &str, wishes: Wishes) -> Result<Box<dyn Session>>;
+
+    /// Bytes of the tables and indexes that hold jobs.
+    fn bytes(&self, client: &mut Client) -> Result<i64>;
 
     /// Enqueues `count` jobs in the open transaction, or in one of each statement.
     fn bulk_statement(&self) -> &'static str;
@@ -97,6 +127,12 @@ pub trait Session: Send {
 
     /// The ids whose completion the server acknowledged.
     fn complete(&mut self, jobs: &[Claimed]) -> Result<Vec<i64>>;
+
+    /// Sleeps because nothing was found.
+    fn idle(&mut self, pause: Duration) -> Result<()> {
+        thread::sleep(pause);
+        Ok(())
+    }
 
     /// Completes `jobs` and claims the next batch in one call.
     fn complete_and_claim(&mut self, jobs: &[Claimed], batch_size: i32) -> Result<Vec<Claimed>>;

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use postgres::{Client, Row, Statement};
 
 use crate::payload::{Payload, PayloadBytes};
-use crate::systems::{Claimed, KIND, Session, System, SystemName, connect};
+use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect};
 
 const SCHEMA: &str = "
     DROP SCHEMA IF EXISTS skip_locked CASCADE;
@@ -35,7 +35,7 @@ const CLAIM: &str = "
                             ORDER BY priority, run_at, id
                             LIMIT $2
                               FOR UPDATE SKIP LOCKED))
- RETURNING id, attempt, payload";
+ RETURNING id, attempt, payload, ";
 
 /// The limit makes the deletes come first. The other way round two sessions deadlock: SKIP LOCKED also locks, and then
 /// passes over, rows that another session has just claimed and is about to delete.
@@ -54,7 +54,7 @@ const COMPLETE_AND_CLAIM: &str = "
                             ORDER BY priority, run_at, id
                             LIMIT $2 + (SELECT 0 * count(*) FROM done)
                               FOR UPDATE SKIP LOCKED))
- RETURNING id, attempt, payload";
+ RETURNING id, attempt, payload, ";
 
 pub struct SkipLocked;
 
@@ -78,7 +78,7 @@ impl System for SkipLocked {
         Ok(())
     }
 
-    fn connect(&self, url: &str, queue: &str) -> Result<Box<dyn Session>> {
+    fn connect_with(&self, url: &str, queue: &str, wishes: Wishes) -> Result<Box<dyn Session>> {
         let mut client = connect(url)?;
         let mut prepare = |sql: &str| client.prepare(sql);
         let enqueue = prepare("INSERT INTO skip_locked.jobs (queue, kind, payload) VALUES ($1, $2, $3) RETURNING id")?;
@@ -87,11 +87,11 @@ impl System for SkipLocked {
              SELECT $1, $2, payload FROM unnest($3::jsonb[]) AS payload
              RETURNING id",
         )?;
-        let claim = prepare(CLAIM)?;
+        let claim = prepare(&format!("{CLAIM}{}", wishes.pickup_column()))?;
         let complete = prepare("DELETE FROM skip_locked.jobs WHERE id = $1 AND state = 'running' RETURNING id")?;
         let complete_many =
             prepare("DELETE FROM skip_locked.jobs WHERE id = ANY ($1::bigint[]) AND state = 'running' RETURNING id")?;
-        let complete_and_claim = prepare(COMPLETE_AND_CLAIM)?;
+        let complete_and_claim = prepare(&format!("{COMPLETE_AND_CLAIM}{}", wishes.pickup_column()))?;
         Ok(Box::new(SkipLockedSession {
             queue: queue.to_owned(),
             enqueue,
@@ -102,6 +102,10 @@ impl System for SkipLocked {
             complete_and_claim,
             client,
         }))
+    }
+
+    fn bytes(&self, client: &mut Client) -> Result<i64> {
+        Ok(client.query_one("SELECT pg_total_relation_size('skip_locked.jobs')", &[])?.try_get(0)?)
     }
 
     fn bulk_statement(&self) -> &'static str {
@@ -183,7 +187,7 @@ fn claimed(row: &Row) -> Result<Claimed> {
         bail!("a job came without its payload");
     }
     let attempt: i32 = row.try_get(1)?;
-    Ok(Claimed { job_id: row.try_get(0)?, lease: i64::from(attempt) })
+    Ok(Claimed { job_id: row.try_get(0)?, lease: i64::from(attempt), pickup_ms: row.try_get(3)? })
 }
 
 fn job_ids(jobs: &[Claimed]) -> Vec<i64> {
