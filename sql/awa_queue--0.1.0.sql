@@ -60,6 +60,26 @@ CREATE TABLE awa.instance (
 );
 COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt()';
 
+-- Jobs due so late that they do not wait in the ring. A row is the newest copy of its job, with the columns of a ready entry.
+CREATE TABLE awa.deferred_jobs (
+    job_id       bigint      NOT NULL CONSTRAINT deferred_jobs_pkey PRIMARY KEY,
+    hop          integer     NOT NULL,
+    lane         integer     NOT NULL, -- queue_id * 8 + (priority - 1) * 2 + 1
+    kind_id      integer     NOT NULL,
+    attempt      smallint    NOT NULL,
+    max_attempts smallint    NOT NULL,
+    run_at       timestamptz NOT NULL,
+    look_at      timestamptz NOT NULL, -- run_at; later if it could not be brought back
+    enqueued_at  timestamptz,
+    tags         text[],
+    metadata     jsonb,
+    errors       jsonb,
+    args         jsonb       NOT NULL,
+    problem      text                  -- why it could not be brought back
+);
+COMMENT ON TABLE awa.deferred_jobs IS 'jobs that were carried out of an old segment long before they are due; brought back by awa.promote_deferred()';
+CREATE INDEX deferred_jobs_look_at_idx ON awa.deferred_jobs (look_at);
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Producer
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -228,8 +248,14 @@ CREATE TYPE awa.task_outcome AS (
     duration   interval
 );
 
+CREATE FUNCTION awa.promote_deferred() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_promote_deferred';
+
 CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
+
+CREATE FUNCTION awa.carry_forward(generation bigint DEFAULT NULL) RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_carry_forward';
 
 CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
@@ -470,6 +496,19 @@ COMMENT ON FUNCTION awa.cancel(bigint, text) IS
 not_found, or claim_uncommitted (its claim has not committed within 0.1 s). The worker of a running job finds its lease stale. A waiting job is
 searched by reading the live segments. Waits for a transaction that is ending the same attempt. Errors: 53400 awa.max_in_flight is used up.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment; AccessShare on the segments searched.';
+COMMENT ON FUNCTION awa.promote_deferred() IS
+'Brings up to 512 jobs back from awa.deferred_jobs into the open segment, those that are due in less than half of awa.deferral.
+outcome: promoted (detail names those that could not be), set_aside (none could; they are looked at again in a minute), nothing.
+Rows that another transaction has in hand are left. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED.
+Locks: RowExclusive on ready_entries of the open segment; the rows.';
+COMMENT ON FUNCTION awa.carry_forward(bigint) IS
+'One step that empties an old segment: up to 512 of its open jobs are appended again, with a new copy each; jobs due later than awa.deferral
+go to awa.deferred_jobs; running attempts keep their lease. generation: the sealed segment to empty, whatever is in it; NULL: the oldest one
+that has at most awa.carry_jobs open jobs, when the ring has awa.ring_segments / 2 segments (at least 3), leaving due jobs of queues
+from which somebody claims. outcome: carried (rows of them; call it again), skipped_active (jobs are in somebody''s hands, or too many),
+blocked (an unfinished transaction, a lock, no place in shared memory), nothing. Waits for no transaction; who wants to end a job that is being carried
+waits for the commit. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED; 22023 not a sealed segment.
+Locks: RowExclusive on ready_entries of the two segments, on closures of the old and claims of the open one.';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
@@ -522,6 +561,7 @@ SELECT pg_catalog.pg_extension_config_dump('awa.queue_definitions', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_kinds', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.ring_rotations', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.instance', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.deferred_jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.kind_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');

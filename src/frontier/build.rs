@@ -25,7 +25,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{instance, ledger, queues, ready, segments};
+use crate::store::{deferred, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -123,6 +123,11 @@ fn build(frontier: &Frontier) -> Result<()> {
     frontier.set_ring(&infos, ring.open().map_or(0, |segment| segment.generation));
     for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
         restore_segment(frontier, info, &places)?;
+    }
+    for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            frontier.queue(*place).counts.scheduled += waiting;
+        }
     }
     Ok(())
 }

@@ -123,7 +123,14 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
     }
     let lane = Lane::from_number(seen.lane);
     let note = if was_hole {
-        notes::Note::Guard { entry: name, queue: seen.queue, queue_id: lane.queue_id, sub: lane.sub, was_hole: true, outcome: Outcome::Cancelled }
+        notes::Note::Guard {
+            entry: name,
+            queue: seen.queue,
+            queue_id: lane.queue_id,
+            sub: lane.sub,
+            was_hole: true,
+            outcome: Outcome::Cancelled,
+        }
     } else {
         notes::Note::Closing { entry: name, queue: seen.queue, queue_id: lane.queue_id, outcome: Outcome::Cancelled }
     };

@@ -57,7 +57,11 @@ pub fn promote(frontier: &Frontier) -> Result<Outcome> {
             }
         }
     }
-    let outcome = if report.promoted > 0 { "promoted" } else { "nothing" };
+    let outcome = match (report.promoted, report.set_aside) {
+        (0, 0) => "nothing",
+        (0, _) => "set_aside",
+        _ => "promoted",
+    };
     Ok(Outcome { rows: report.promoted, detail: report.detail(), more, ..Outcome::new(outcome) })
 }
 
@@ -97,7 +101,10 @@ fn promote_alone(frontier: &Frontier, entry: &NewEntry, report: &mut Report) -> 
     sql::as_owner(frontier.ledger, || deferred::set_aside(entry, look_at, &error.message))?;
     report.set_aside += 1;
     if report.problem.is_none() {
-        warn(Error { message: format!("job {} cannot come back into the ring: {}", entry.job_id, error.message), ..error.clone() });
+        warn(Error {
+            message: format!("job {} cannot come back into the ring: {}", entry.job_id, error.message),
+            ..error.clone()
+        });
         report.problem = Some(error.message);
     }
     Ok(())
@@ -155,9 +162,8 @@ fn place_of(frontier: &Frontier, queue_id: i32) -> Option<Queue> {
 fn append(frontier: &Frontier, rows: &[NewEntry]) -> Result<()> {
     let Some(first) = rows.first() else { return Ok(()) };
     let lane = Lane::from_number(first.lane);
-    let queue = place_of(frontier, lane.queue_id).ok_or_else(|| {
-        Error::new(Code::ERRCODE_UNDEFINED_OBJECT, format!("queue number {} does not exist", lane.queue_id))
-    })?;
+    let queue = place_of(frontier, lane.queue_id)
+        .ok_or_else(|| Error::new(Code::ERRCODE_UNDEFINED_OBJECT, format!("queue number {} does not exist", lane.queue_id)))?;
     let copies = rows.iter().map(|row| NewEntry { hop: row.hop + 1, ..*row }).collect();
     enqueue::append(frontier, queue, lane.priority, SubLane::Scheduled, copies)?;
     notes::reserve(frontier, 1)?;

@@ -5,22 +5,22 @@
 use std::collections::HashMap;
 
 use awa_protocol::attempt::State;
-use awa_protocol::lane::Lane;
+use awa_protocol::lane::{BORN_CLAIMED, Lane};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::QUEUE_NAME_BYTES;
 use awa_protocol::queue::{NO_KEY, QueueFrontier};
 use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
-use crate::error::{Result, out_of_memory};
+use crate::error::{Result, out_of_memory, reserve};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::handle;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
-use crate::pg::xact;
+use crate::pg::{sql, xact};
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{datum, kinds, ready, segments};
+use crate::store::{datum, deferred, kinds, ready, segments};
 
 /// Copied out under the lock of the queue, where nothing may be allocated.
 type Name = heapless::Vec<u8, QUEUE_NAME_BYTES>;
@@ -165,6 +165,45 @@ pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<
     for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
         segment_jobs(frontier, info, wanted, &names, rows)?;
     }
+    match wanted {
+        Wanted::One(job_id) => deferred_jobs(frontier, Some(job_id), &names, rows),
+        Wanted::Unfinished => deferred_jobs(frontier, None, &names, rows),
+        Wanted::Finished => Ok(()),
+    }
+}
+
+/// Jobs that wait outside the ring.
+fn deferred_jobs(frontier: &Frontier, job_id: Option<i64>, names: &HashMap<i32, Vec<u8>>, rows: &mut Rows<'_>) -> Result<()> {
+    let mut found = Vec::new();
+    sql::as_owner(frontier.ledger, || {
+        deferred::each(job_id, |entry| {
+            reserve(&mut found, 1)?;
+            found.push(*entry);
+            Ok(())
+        })
+    })?;
+    for entry in found {
+        let lane = Lane::from_number(entry.lane);
+        let Some(queue) = names.get(&lane.queue_id) else { continue };
+        let kind = kinds::name(frontier, entry.kind_id)?;
+        let mut columns: [Option<Datum>; 17] = [None; 17];
+        let known = [
+            Some(datum::i64(entry.job_id)),
+            Some(bytes_datum(queue)),
+            Some(bytes_datum(&kind)),
+            Some(text_datum("scheduled")),
+            Some(datum::i32(i32::from(lane.priority) + 1)),
+            Some(datum::i32(i32::from(entry.attempt))),
+            Some(datum::i32(i32::from(entry.max_attempts))),
+            Some(datum::i64(entry.key)),
+            entry.enqueued_at.map(datum::i64),
+        ];
+        let last = [entry.tags, entry.metadata, entry.errors, Some(entry.args)];
+        for (column, value) in columns.iter_mut().zip(known.into_iter().chain([None; 4]).chain(last)) {
+            *column = value;
+        }
+        rows.put(&columns)?;
+    }
     Ok(())
 }
 
@@ -237,7 +276,8 @@ fn put_job(
         Some(datum::i32(i32::from(lane.priority) + 1)),
         Some(datum::i32(attempt)),
         Some(datum::i32(i32::from(head.max_attempts))),
-        Some(datum::i64(head.key)),
+        // A copy that was born claimed has no time of its own.
+        Some(head.key).filter(|key| *key != BORN_CLAIMED).map(datum::i64).or_else(|| row.datum(ready::ENQUEUED_AT)),
         row.datum(ready::ENQUEUED_AT).or(Some(datum::i64(head.key))),
         claimed.map(|(at, _)| datum::i64(*at)),
         live.map(|(deadline, _)| deadline).or(claimed.map(|(_, deadline)| *deadline)).filter(|at| *at != 0).map(datum::i64),

@@ -2,21 +2,25 @@
 
 use crate::error::Result;
 use crate::frontier::Frontier;
-use crate::ops::{prune, rotate};
+use crate::ops::{carry, deferred, prune, rotate};
 
 /// In the order of urgency: a stuck job first, space later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
+    PromoteDeferred,
     Rotate,
+    CarryForward,
     Prune,
 }
 
 impl Task {
-    pub const ALL: [Self; 2] = [Self::Rotate, Self::Prune];
+    pub const ALL: [Self; 4] = [Self::PromoteDeferred, Self::Rotate, Self::CarryForward, Self::Prune];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::PromoteDeferred => "promote_deferred",
             Self::Rotate => "rotate",
+            Self::CarryForward => "carry_forward",
             Self::Prune => "prune",
         }
     }
@@ -56,7 +60,9 @@ impl Outcome {
 /// One step, as the maintainer runs it: only what is due by the policy of the settings.
 pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
     match task {
+        Task::PromoteDeferred => deferred::promote(frontier),
         Task::Rotate => rotate::rotate(frontier),
+        Task::CarryForward => carry::carry_forward(frontier),
         Task::Prune => prune::prune(frontier),
     }
 }

@@ -16,7 +16,6 @@ mod step;
 mod waiting;
 
 use awa_protocol::carry::{Pressure, Verdict};
-use awa_protocol::limits::LIVE_SEGMENTS;
 use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
 
@@ -24,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::ops::tasks::Outcome;
-use crate::pg::{sql, xact};
+use crate::pg::sql;
 use crate::settings;
 use crate::store::instance;
 use census::Census;
@@ -62,7 +61,7 @@ pub fn carry_forward(frontier: &Frontier) -> Result<Outcome> {
             continue;
         }
         let outcome = match Census::take(frontier, info, &pool, ring.jobs)? {
-            None => blocked(info),
+            None => Some(blocked(info)),
             Some(census) => match ring.verdict(census.open, number == 0) {
                 Verdict::Drained => None,
                 Verdict::Dense => Some(about(info, "skipped_active", format!("more than {} jobs are open", ring.jobs))),
@@ -85,16 +84,22 @@ pub fn carry_segment(frontier: &Frontier, generation: i64) -> Result<Outcome> {
     begin(frontier)?;
     let sealed = frontier.segment(generation).filter(|info| info.state == SegmentState::Sealed);
     let Some(info) = sealed else {
-        return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, format!("generation {generation} is not a sealed segment"))
-            .hint("See awa.stat_segments; the open segment is sealed by awa.rotate()."));
+        return Err(Error::new(
+            Code::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("generation {generation} is not a sealed segment"),
+        )
+        .hint("See awa.stat_segments; the open segment is sealed by awa.rotate()."));
     };
     Step::run(frontier, &info, Due::All)
 }
 
 fn begin(frontier: &Frontier) -> Result<()> {
     if !notes::is_empty() {
-        return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot carry jobs in a transaction that has used the queue")
-            .hint("Call awa.carry_forward() in a transaction of its own."));
+        return Err(Error::new(
+            Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "cannot carry jobs in a transaction that has used the queue",
+        )
+        .hint("Call awa.carry_forward() in a transaction of its own."));
     }
     refuse_old_snapshot("awa.carry_forward()")?;
     sql::as_owner(frontier.ledger, instance::check)
@@ -105,12 +110,6 @@ fn about(info: &SegmentInfo, outcome: &'static str, detail: String) -> Outcome {
 }
 
 /// Somebody keeps every writer out of the segment.
-fn blocked(info: &SegmentInfo) -> Option<Outcome> {
-    Some(about(info, "blocked", "another session holds a lock on the segment".to_owned()))
-}
-
-const _: () = assert!(LIVE_SEGMENTS <= 64, "what is put off is remembered for each live segment");
-
-fn now() -> i64 {
-    xact::now()
+fn blocked(info: &SegmentInfo) -> Outcome {
+    about(info, "blocked", "another session holds a lock on the segment".to_owned())
 }

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 
+use awa_protocol::lane::Position;
 use awa_protocol::limits::LIVE_SEGMENTS;
 use awa_protocol::queue::Existence;
 
@@ -30,6 +31,8 @@ struct Memory {
     paces: Vec<Pace>,
     /// Generation, and when it may be looked at again.
     put_off: heapless::Vec<(i64, i64), LIVE_SEGMENTS>,
+    /// Generation, lane, and where the last full step stopped: what is below has been moved.
+    resume: Option<(i64, i32, Position)>,
 }
 
 thread_local! {
@@ -86,4 +89,20 @@ pub fn put_off(frontier: &Frontier, generation: i64) {
     with_memory(frontier, |memory| {
         let _ = memory.put_off.push((generation, until));
     });
+}
+
+pub fn resume(frontier: &Frontier, generation: i64, lane: i32) -> Option<Position> {
+    let here = |(other, number, _): &(i64, i32, Position)| *other == generation && *number == lane;
+    with_memory(frontier, |memory| memory.resume.filter(here).map(|(.., at)| at))
+}
+
+pub fn set_resume(frontier: &Frontier, generation: i64, lane: i32, at: Position) {
+    with_memory(frontier, |memory| memory.resume = Some((generation, lane, at)));
+}
+
+/// The lane was read to its end: the next step begins at its cursor, for what was rolled back or left.
+pub fn forget_resume(frontier: &Frontier, generation: i64, lane: i32) {
+    if resume(frontier, generation, lane).is_some() {
+        with_memory(frontier, |memory| memory.resume = None);
+    }
 }

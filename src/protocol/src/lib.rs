@@ -12,11 +12,8 @@ pub mod mutants;
 pub mod attempt;
 pub mod backoff;
 pub mod batch;
-<<<<<<< HEAD
 pub mod carry;
-=======
 pub mod closed;
->>>>>>> main
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;
