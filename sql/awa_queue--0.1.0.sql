@@ -109,6 +109,26 @@ CREATE TABLE awa.instance (
 );
 COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt()';
 
+-- Jobs due so late that they do not wait in the ring. A row is the newest copy of its job, with the columns of a ready entry.
+CREATE TABLE awa.deferred_jobs (
+    job_id       bigint      NOT NULL CONSTRAINT deferred_jobs_pkey PRIMARY KEY,
+    hop          integer     NOT NULL,
+    lane         integer     NOT NULL, -- queue_id * 8 + (priority - 1) * 2 + 1
+    kind_id      integer     NOT NULL,
+    attempt      smallint    NOT NULL,
+    max_attempts smallint    NOT NULL,
+    run_at       timestamptz NOT NULL,
+    look_at      timestamptz NOT NULL, -- run_at; later if it could not be brought back
+    enqueued_at  timestamptz,
+    tags         text[],
+    metadata     jsonb,
+    errors       jsonb,
+    args         jsonb       NOT NULL,
+    problem      text                  -- why it could not be brought back
+);
+COMMENT ON TABLE awa.deferred_jobs IS 'jobs that were carried out of an old segment long before they are due; brought back by awa.promote_deferred()';
+CREATE INDEX deferred_jobs_look_at_idx ON awa.deferred_jobs (look_at);
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Producer
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -330,9 +350,14 @@ CREATE FUNCTION awa.rescue_expired_deadlines() RETURNS SETOF awa.task_outcome
 
 CREATE FUNCTION awa.rescue_stale_heartbeats() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_stale_heartbeats';
+CREATE FUNCTION awa.promote_deferred() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_promote_deferred';
 
 CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
+
+CREATE FUNCTION awa.carry_forward(generation bigint DEFAULT NULL) RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_carry_forward';
 
 CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
@@ -678,6 +703,19 @@ COMMENT ON FUNCTION awa.retention() IS
 'One step of deleting finished jobs that were kept beyond their segment, and dead letters, whose retention is over or whose queue was dropped: at
 most 1000 of each. outcome: deleted, nothing, skipped_busy (a rebuild is counting them). Never waits; passes by jobs that another transaction
 is taking. Locks: RowExclusive on awa.retained_jobs and awa.dlq_entries, if they are free.';
+COMMENT ON FUNCTION awa.promote_deferred() IS
+'Brings up to 512 jobs back from awa.deferred_jobs into the open segment, those that are due in less than half of awa.deferral.
+outcome: promoted (detail names those that could not be), set_aside (none could; they are looked at again in a minute), nothing.
+Rows that another transaction has in hand are left. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED.
+Locks: RowExclusive on ready_entries of the open segment; the rows.';
+COMMENT ON FUNCTION awa.carry_forward(bigint) IS
+'One step that empties an old segment: up to 512 of its open jobs are appended again, with a new copy each; jobs due later than awa.deferral
+go to awa.deferred_jobs; running attempts keep their lease. generation: the sealed segment to empty, whatever is in it; NULL: the oldest one
+that has at most awa.carry_jobs open jobs, when the ring has awa.ring_segments / 2 segments (at least 3), leaving due jobs of queues
+from which somebody claims. outcome: carried (rows of them; call it again), skipped_active (jobs are in somebody''s hands, or too many),
+blocked (an unfinished transaction, a lock, no place in shared memory), nothing. Waits for no transaction; who wants to end a job that is being carried
+waits for the commit. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED; 22023 not a sealed segment.
+Locks: RowExclusive on ready_entries of the two segments, on closures of the old and claims of the open one.';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
@@ -749,6 +787,7 @@ SELECT pg_catalog.pg_extension_config_dump('awa.ring_rotations', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.retained_jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.dlq_entries', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.instance', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.deferred_jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.kind_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');

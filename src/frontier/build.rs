@@ -25,7 +25,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{finished, instance, ledger, queues, ready, segments};
+use crate::store::{deferred, finished, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -131,6 +131,11 @@ fn build(frontier: &Frontier) -> Result<()> {
     for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
         if let Some(place) = places.get(&queue_id) {
             notes::add_counts(&mut frontier.queue(*place).counts, &counts);
+        }
+    }
+    for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            frontier.queue(*place).counts.scheduled += waiting;
         }
     }
     Ok(())

@@ -2,7 +2,9 @@
 
 pub mod adopt;
 pub mod cancel;
+pub mod carry;
 pub mod claim;
+pub mod deferred;
 pub mod delete;
 pub mod dlq;
 pub mod doctor;

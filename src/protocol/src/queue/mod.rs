@@ -107,6 +107,8 @@ pub struct Totals {
     pub snoozed: u64,
     /// Attempts that rescue has ended.
     pub rescued: u64,
+    /// Copies moved to another segment, or into the ring or out of it.
+    pub carried: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,7 +240,7 @@ impl QueueFrontier {
             stamp: 0,
             settings: NO_SETTINGS,
             counts: NO_COUNTS,
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0 },
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0, carried: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
@@ -300,6 +302,14 @@ impl QueueFrontier {
 
     pub fn find_track(&self, id: TrackId) -> Option<&Track> {
         self.tracks.iter().find(|track| track.id == id)
+    }
+
+    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
+    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands.
+    pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
+        let above = self.find_track(id).is_some_and(|track| row > track.cursor);
+        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;
+        above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
     }
 
     // ---- rebuild -------------------------------------------------------------------------------------------------------
