@@ -25,7 +25,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{instance, ledger, queues, ready, segments};
+use crate::store::{deferred, finished, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -74,6 +74,10 @@ pub fn void(frontier: &Frontier) {
     for place in 0..frontier.queue_slots() {
         frontier.work_sleeper(place).broadcast();
     }
+}
+
+pub fn is_ready(word: u64) -> bool {
+    word & ((1 << STATE_BITS) - 1) == STATE_READY
 }
 
 fn publish(frontier: &Frontier, epoch: u64) -> u64 {
@@ -146,6 +150,16 @@ fn build(frontier: &Frontier) -> Result<()> {
     for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
         restore_segment(frontier, info, &places)?;
     }
+    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            notes::add_counts(&mut frontier.queue(*place).counts, &counts);
+        }
+    }
+    for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            frontier.queue(*place).counts.scheduled += waiting;
+        }
+    }
     Ok(())
 }
 
@@ -186,6 +200,10 @@ impl Reader for Evidence {
             heartbeat_timeout: terms.heartbeat_timeout,
         };
         self.fold.claim(job_id, hop, claim);
+    }
+
+    fn completed(&mut self, job_id: i64, hop: i32, _at: i64) -> Result<()> {
+        if self.fold.completed(job_id, hop) { Ok(()) } else { Err(out_of_memory()) }
     }
 
     fn closure(
@@ -252,9 +270,8 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
                 count.running += 1;
                 restore_entry(frontier, info, place, &seen, State::Claimed, Some(&claim), now)?;
             }
-            Fate::Closed(Outcome::Completed) => count.completed += 1,
-            Fate::Closed(Outcome::Failed) => count.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => count.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(count, outcome, 1),
             Fate::Closed(_) => {}
         }
     }

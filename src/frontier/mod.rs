@@ -114,6 +114,17 @@ impl Frontier {
         Self::attach_slowly()
     }
 
+    /// The frontier if it is there, without building it. For a look that reads no table.
+    pub fn attach_if_built() -> Result<Option<Self>> {
+        let shared = shared()?;
+        xact::refuse_recovery("the working state of the queue")?;
+        let ledger = ledger_oid()?;
+        let Some(database) = shared.find_database(ledger) else { return Ok(None) };
+        let mut frontier = Self { shared, database, word: 0, ledger };
+        frontier.word = frontier.state().load(Ordering::Acquire);
+        Ok(build::is_ready(frontier.word).then_some(frontier))
+    }
+
     /// Attaches and runs a verb. If the frontier was rebuilt under its hands, before this transaction had done anything, it runs again.
     pub fn with<R>(call: &Call, mut verb: impl FnMut(&Self) -> Result<R>) -> Result<R> {
         loop {

@@ -200,6 +200,12 @@ impl Shared {
         self.builds.at(database)
     }
 
+    /// The place of this incarnation, if it has one.
+    pub(super) fn find_database(&self, ledger: Oid) -> Option<usize> {
+        let mine = (u64::from(xact::database_oid()) << 32) | u64::from(ledger.to_u32());
+        self.identity.iter().position(|identity| identity.load(Ordering::Acquire) == mine)
+    }
+
     pub(super) fn database_slot(&'static self, ledger: Oid) -> Result<usize> {
         let mine = (u64::from(xact::database_oid()) << 32) | u64::from(ledger.to_u32());
         let find =

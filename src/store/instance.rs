@@ -1,7 +1,7 @@
 //! Which server and database the jobs belong to.
 //!
-//! Tables written: awa.instance, awa.restoring. Tables read: the same, awa.ring_rotations. A copy of the database carries the row of the original, and must not run its
-//! jobs a second time. The caller is inside `sql::as_owner`.
+//! Tables written: awa.instance, awa.restoring. Tables read: the same, awa.ring_rotations. A copy of the database carries the row of the
+//! original, and must not run its jobs a second time. The caller is inside `sql::as_owner`.
 
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
@@ -38,6 +38,16 @@ fn written() -> Result<Written> {
         Ok(())
     })?;
     Ok(found)
+}
+
+/// Are the jobs ours? None: nothing was ever enqueued here. Not while a restore is under way.
+pub fn owned() -> Result<Option<bool>> {
+    let found = written()?;
+    if found.restoring || (found.owner.is_none() && found.has_ring) {
+        return Ok(Some(false));
+    }
+    let mine = mine()?;
+    Ok(found.owner.map(|theirs| theirs == mine))
 }
 
 fn under_restore() -> Error {

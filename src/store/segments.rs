@@ -56,7 +56,7 @@ CREATE TABLE awa_segments.lease_claim_closures_{slot} (
     job_id    bigint      NOT NULL,
     lane      integer,
     hop       integer     NOT NULL,
-    outcome   \"char\"    NOT NULL,         -- r retry, s snooze, f failed, c cancelled, m moved
+    outcome   \"char\"    NOT NULL,         -- r retry, s snooze, f failed, c cancelled, l dead-lettered, m moved; v redriven, x removed: after f or c (x: any end)
     errors    jsonb                         -- error history of a finished job
 ) USING heap WITH ({storage});
 CREATE INDEX lease_claim_closures_{slot}_lane_key_idx ON awa_segments.lease_claim_closures_{slot} (lane, key) WHERE lane IS NOT NULL;

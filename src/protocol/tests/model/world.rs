@@ -276,6 +276,11 @@ pub const SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl World {
