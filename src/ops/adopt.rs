@@ -59,8 +59,11 @@ fn void<R>(seen: &Frontier, verb: &str, change: impl FnOnce() -> Result<R>) -> R
     let _builders = Rel::open(build::builders_lock()?, Lock::AccessExclusive)?;
     // Nobody builds, creates, rotates or prunes from here on: the ring stays what memory says now.
     let frontier = Frontier::as_it_is()?;
-    for info in frontier.live_segments() {
-        Rel::open(info.ready, Lock::Share)?;
+    // A working state that was never built has no users, and names segments of who knows when.
+    if build::is_ready(frontier.word()) {
+        for info in frontier.live_segments() {
+            Rel::open(info.ready, Lock::Share)?;
+        }
     }
     let answer = sql::as_owner(frontier.ledger, change)?;
     notes::reserve(&frontier, 1)?;

@@ -60,6 +60,13 @@ suites! {
         jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
         a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
     ];
+    rescue: [
+        a_pass_is_bounded_and_fair, a_job_that_cannot_be_rescued_stops_no_other, after_a_crash_every_attempt_has_a_grace,
+    ];
+    ring: [
+        a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
+        an_old_snapshot_keeps_no_segment, a_wait_sleeps_over_a_segment_on_its_way_out,
+    ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [
         every_function_is_in_the_lists, without_preloading_every_function_says_so, without_preloading_nothing_is_adopted,
@@ -75,6 +82,7 @@ suites! {
     ];
     copies: [
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_marked_restore_is_left_alone_until_it_is_complete, a_restore_over_the_same_database_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
     ];
