@@ -105,7 +105,7 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
 fn settle(stage: &Stage<'_>) -> Result<()> {
     let mut client = stage.connect()?;
     let gone = wait_until(Duration::from_secs(30), || {
-        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
         client.query_one(others, &[]).is_ok_and(|row| row.try_get::<_, i64>(0).is_ok_and(|count| count == 0))
     });
     ensure!(gone, "sessions of workers are still there");
