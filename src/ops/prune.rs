@@ -141,10 +141,6 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if !writers.is_empty() {
         return Ok(about("blocked", segment, holders(&writers)));
     }
-    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
-    let Some(_quiet) = Rel::open_if_lockable(info.ready, Lock::Share)? else {
-        return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
-    };
     let mut history = BTreeMap::new();
     // Where claimers may come by, nobody is kept out for the length of a proof that is likely to fail.
     if !standing.looks_drained()
@@ -152,6 +148,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
+    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
     if Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
         return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
     }
