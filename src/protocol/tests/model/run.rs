@@ -56,6 +56,7 @@ impl World {
             Op::Claim(claim) => self.step_claim(sid, claim),
             Op::Finish(finish) => self.step_finish(sid, finish),
             Op::Cancel(cancel) => self.step_cancel(sid, cancel),
+            Op::Carry(carry) => self.step_carry(sid, carry),
             Op::Undo { level, turn } => self.step_undo(sid, level, turn),
             Op::Settle => self.step_settle(sid),
         };
@@ -67,7 +68,7 @@ impl World {
         if self.profile.ordered {
             // Session 0 claims, the others do the rest; a claim is never taken back.
             if sid == 0 {
-                weights = [0; 10];
+                weights = [0; 11];
                 weights[profile::CLAIM] = 2;
                 weights[profile::COMMIT] = 3;
             } else {
@@ -88,6 +89,7 @@ impl World {
             profile::CLAIM if built => self.start_claim(sid),
             profile::FINISH if built => self.start_finish(sid),
             profile::CANCEL if built => self.start_cancel(sid),
+            profile::CARRY if built => self.start_carry(sid),
             profile::SAVEPOINT if in_tx => {
                 self.savepoint(sid);
                 Op::Idle

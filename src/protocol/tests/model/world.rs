@@ -10,6 +10,7 @@ use awa_protocol::queue::{Existence, HoleLinks, NOBODY, QueueFrontier, Settings,
 use awa_protocol::rebuild::{Copy_, OpenClaim};
 use awa_protocol::ring::{Event, LedgerRow, Ring};
 
+use crate::carrier::Carry;
 use crate::claimer::{Claim, Turn};
 use crate::finisher::{Cancel, Finish};
 use crate::producer::Produce;
@@ -89,6 +90,8 @@ pub enum Note {
     Registered,
     Claim(EntryRef),
     Close(EntryRef, Copy_),
+    /// A running attempt, its old entry and its new one.
+    Move(EntryRef, EntryRef, Copy_),
 }
 
 #[derive(Default)]
@@ -119,6 +122,7 @@ pub enum Op {
     Claim(Box<Claim>),
     Finish(Finish),
     Cancel(Cancel),
+    Carry(Carry),
     /// The transaction's xids are aborted down to this level; the callbacks still run.
     Undo {
         level: usize,
@@ -240,6 +244,8 @@ pub struct World {
     pub cursors: HashMap<(i64, i32), Position>,
     pub last_by_xid: HashMap<(i64, i32, Xid), i64>,
     pub popped: usize,
+    /// By lease: what its worker said last.
+    pub deadlines: HashMap<i64, i64>,
     pub draining: bool,
     pub stats: Stats,
 }
@@ -266,6 +272,9 @@ pub struct Stats {
     pub stale: u64,
     pub uncommitted: u64,
     pub stale_names: u64,
+    pub carried: u64,
+    pub carried_running: u64,
+    pub heartbeats_carried: u64,
 }
 
 pub const SETTINGS: Settings = Settings {
@@ -310,6 +319,7 @@ impl World {
             cursors: HashMap::new(),
             last_by_xid: HashMap::new(),
             popped: 0,
+            deadlines: HashMap::new(),
             draining: false,
             stats: Stats::default(),
             profile,
