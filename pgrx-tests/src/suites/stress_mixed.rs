@@ -59,13 +59,11 @@ pub fn every_acknowledged_job_has_one_end_over_rebuilds(stage: &mut Stage<'_>) -
 // If this fails, jobs are lost or doubled, or workers lose their leases, when segments are emptied under them.
 pub fn every_acknowledged_job_has_one_end_while_segments_are_emptied(stage: &mut Stage<'_>) -> Result<()> {
     // Whatever is due in more than two seconds waits outside the ring.
-    let mut client = stage.connect()?;
-    client.batch_execute("ALTER SYSTEM SET awa.deferral = 2")?;
-    client.batch_execute("SELECT pg_reload_conf()")?;
+    stage.connect()?.batch_execute("ALTER SYSTEM SET awa.deferral = 2")?;
+    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
     let result = run(stage, Mischief::Carries);
-    let mut client = stage.connect()?;
-    client.batch_execute("ALTER SYSTEM RESET awa.deferral")?;
-    client.batch_execute("SELECT pg_reload_conf()")?;
+    stage.connect()?.batch_execute("ALTER SYSTEM RESET awa.deferral")?;
+    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
     result
 }
 

@@ -61,8 +61,11 @@ impl World {
         let at = self.commits;
         let tx = self.tx(sid);
         let (xids, sync) = (tx.xids.clone(), tx.sync);
-        let closes: Vec<_> =
-            tx.notes.iter().filter_map(|(_, n)| if let Note::Close(_, copy) | Note::Move(.., copy) = n { Some(*copy) } else { None }).collect();
+        let closes: Vec<_> = tx
+            .notes
+            .iter()
+            .filter_map(|(_, n)| if let Note::Close(_, copy) | Note::Move(.., copy) = n { Some(*copy) } else { None })
+            .collect();
         for (xid, _) in &xids {
             self.xids[*xid as usize] = Status::Committed(at);
         }
