@@ -281,7 +281,10 @@ fn look(known: Option<u32>) -> Result<(Found, Option<u32>)> {
     }
     match sql::as_owner(ledger, instance::owned)? {
         None => Ok((Found::Idle(line("no queue was created yet")), None)),
-        Some(false) => Ok((Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()")), None)),
+        Some(false) => Ok((
+            Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()")),
+            None,
+        )),
         Some(true) => Ok((Found::Ready, Some(ledger.to_u32()))),
     }
 }
