@@ -109,6 +109,26 @@ CREATE TABLE awa.instance (
 );
 COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt()';
 
+-- Jobs due so late that they do not wait in the ring. A row is the newest copy of its job, with the columns of a ready entry.
+CREATE TABLE awa.deferred_jobs (
+    job_id       bigint      NOT NULL CONSTRAINT deferred_jobs_pkey PRIMARY KEY,
+    hop          integer     NOT NULL,
+    lane         integer     NOT NULL, -- queue_id * 8 + (priority - 1) * 2 + 1
+    kind_id      integer     NOT NULL,
+    attempt      smallint    NOT NULL,
+    max_attempts smallint    NOT NULL,
+    run_at       timestamptz NOT NULL,
+    look_at      timestamptz NOT NULL, -- run_at; later if it could not be brought back
+    enqueued_at  timestamptz,
+    tags         text[],
+    metadata     jsonb,
+    errors       jsonb,
+    args         jsonb       NOT NULL,
+    problem      text                  -- why it could not be brought back
+);
+COMMENT ON TABLE awa.deferred_jobs IS 'jobs that were carried out of an old segment long before they are due; brought back by awa.promote_deferred()';
+CREATE INDEX deferred_jobs_look_at_idx ON awa.deferred_jobs (look_at);
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Producer
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -330,9 +350,14 @@ CREATE FUNCTION awa.rescue_expired_deadlines() RETURNS SETOF awa.task_outcome
 
 CREATE FUNCTION awa.rescue_stale_heartbeats() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rescue_stale_heartbeats';
+CREATE FUNCTION awa.promote_deferred() RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_promote_deferred';
 
 CREATE FUNCTION awa.rotate() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_rotate';
+
+CREATE FUNCTION awa.carry_forward(generation bigint DEFAULT NULL) RETURNS SETOF awa.task_outcome
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_carry_forward';
 
 CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
@@ -342,6 +367,12 @@ CREATE FUNCTION awa.retention() RETURNS SETOF awa.task_outcome
 
 CREATE FUNCTION awa.run_maintenance(task text) RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_run_maintenance';
+
+CREATE FUNCTION awa.wake_maintenance() RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_wake_maintenance';
+
+CREATE FUNCTION awa.announce() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_announce';
 
 CREATE TYPE awa.difference AS (
     problem text,
@@ -436,6 +467,42 @@ CREATE TYPE awa.queue_stat AS (
 CREATE FUNCTION awa.queue_stats() RETURNS SETOF awa.queue_stat
     LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_queue_stats';
 
+CREATE TYPE awa.maintenance_stat AS (
+    task          text,
+    state         text,         -- idle, ok, throttled, cooling_down, failing
+    runs          bigint,       -- steps
+    rows          bigint,       -- jobs or rows handled
+    errors        bigint,
+    last_run      timestamptz,
+    last_duration interval,
+    next_due      timestamptz,
+    last_outcome  text,
+    last_detail   text,
+    last_error    text
+);
+
+CREATE FUNCTION awa.maintenance_stats() RETURNS SETOF awa.maintenance_stat
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 8 AS 'MODULE_PATHNAME', 'awa_maintenance_stats';
+
+CREATE TYPE awa.finding AS (
+    check_name text,
+    status     text,            -- ok, warning, error
+    detail     text,
+    hint       text
+);
+
+CREATE FUNCTION awa.doctor() RETURNS SETOF awa.finding
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 16 AS 'MODULE_PATHNAME', 'awa_doctor';
+
+CREATE TYPE awa.metric AS (
+    name   text,
+    labels jsonb,
+    value  double precision
+);
+
+CREATE FUNCTION awa.metrics() RETURNS SETOF awa.metric
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_metrics';
+
 CREATE VIEW awa.jobs AS
     SELECT * FROM awa.list_jobs(false);
 COMMENT ON VIEW awa.jobs IS 'jobs that are not finished: scheduled, available, running; INSERT and COPY into it enqueue';
@@ -473,6 +540,9 @@ CREATE VIEW awa.stat_queue AS
 
 CREATE VIEW awa.stat_segments AS
     SELECT * FROM awa.segment_stats();
+
+CREATE VIEW awa.stat_maintenance AS
+    SELECT * FROM awa.maintenance_stats();
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Comments. Of every function: what it does, arguments with units, result, errors of its own with SQLSTATE, locks to the end of the
@@ -512,6 +582,10 @@ attempts used so far. heartbeat_at and an extended deadline_at come from shared 
 COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count as long as they are shown';
 COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast';
 COMMENT ON TYPE awa.queue_stat IS 'Activity of a queue since shared memory was last built, and what its claimers still have to look at';
+
+COMMENT ON TYPE awa.maintenance_stat IS 'What the maintainer has done for one task since it has its place in shared memory';
+COMMENT ON TYPE awa.finding IS 'One thing that the doctor has looked at, what it found, and what to do about it';
+COMMENT ON TYPE awa.metric IS 'A number for a monitoring system; times are seconds, names that end in _total only grow';
 
 COMMENT ON FUNCTION awa.enqueue(text, text, jsonb, integer, timestamptz, integer, text[], jsonb) IS
 'Adds a job in the caller''s transaction and returns its identifier. kind: 1 to 200 bytes, what a worker dispatches on; args: at most
@@ -632,6 +706,19 @@ COMMENT ON FUNCTION awa.retention() IS
 'One step of deleting finished jobs that were kept beyond their segment, and dead letters, whose retention is over or whose queue was dropped: at
 most 1000 of each. outcome: deleted, nothing, skipped_busy (a rebuild is counting them). Never waits; passes by jobs that another transaction
 is taking. Locks: RowExclusive on awa.retained_jobs and awa.dlq_entries, if they are free.';
+COMMENT ON FUNCTION awa.promote_deferred() IS
+'Brings up to 512 jobs back from awa.deferred_jobs into the open segment, those that are due in less than half of awa.deferral.
+outcome: promoted (detail names those that could not be), set_aside (none could; they are looked at again in a minute), nothing.
+Rows that another transaction has in hand are left. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED.
+Locks: RowExclusive on ready_entries of the open segment; the rows.';
+COMMENT ON FUNCTION awa.carry_forward(bigint) IS
+'One step that empties an old segment: up to 512 of its open jobs are appended again, with a new copy each; jobs due later than awa.deferral
+go to awa.deferred_jobs; running attempts keep their lease. generation: the sealed segment to empty, whatever is in it; NULL: the oldest one
+that has at most awa.carry_jobs open jobs, when the ring has awa.ring_segments / 2 segments (at least 3), leaving due jobs of queues
+from which somebody claims. outcome: carried (rows of them; call it again), skipped_active (jobs are in somebody''s hands, or too many),
+blocked (an unfinished transaction, a lock, no place in shared memory), nothing. Waits for no transaction; who wants to end a job that is being carried
+waits for the commit. Errors: 25001 the transaction has used the queue, or is not READ COMMITTED; 22023 not a sealed segment.
+Locks: RowExclusive on ready_entries of the two segments, on closures of the old and claims of the open one.';
 COMMENT ON FUNCTION awa.rotate() IS
 'Opens the next segment, in the first free slot; the one before receives no more rows. outcome: rotated, full (awa.ring_segments are live:
 producers go on in the open one) or skipped_busy (another session rotates or prunes). Errors: 25001 the transaction has used the queue.
@@ -645,6 +732,11 @@ Locks: ShareRowExclusive on awa.ring_rotations; for the last step AccessExclusiv
 COMMENT ON FUNCTION awa.run_maintenance(text) IS
 'One step of a task, as the maintainer runs it: only what is due by the settings. task: a name of awa.stat_maintenance.
 Errors: 22023 no such task; else as the task. Locks: those of the task.';
+COMMENT ON FUNCTION awa.wake_maintenance() IS
+'Makes all tasks of this database due now, and wakes its maintainer; false: there is none at the moment. Memory only, takes no lock.';
+COMMENT ON FUNCTION awa.announce() IS
+'Tells the launcher, when the transaction has committed, that this database has the extension: called by the installation script. Harmless
+at any other time. Without effect if the library is not preloaded.';
 COMMENT ON FUNCTION awa.adopt() IS
 'Makes this server and database the owner of the jobs, after a restore or a copy: until then every other function raises 55000, so that jobs
 do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only. Locks: the row of awa.instance.';
@@ -667,6 +759,15 @@ COMMENT ON FUNCTION awa.queue_counts(text) IS
 'Jobs by state, of one queue or (NULL) of all, from shared memory: exact, no table is read. An uncommitted change does not count yet';
 COMMENT ON FUNCTION awa.segment_stats() IS 'Behind the view awa.stat_segments. Locks: AccessShare on the tables of live segments';
 COMMENT ON FUNCTION awa.queue_stats() IS 'Behind the view awa.stat_queue; from shared memory, reads no table';
+COMMENT ON FUNCTION awa.maintenance_stats() IS
+'Behind the view awa.stat_maintenance; from shared memory, also when the maintainer does not run. Takes no lock';
+COMMENT ON FUNCTION awa.doctor() IS
+'Looks at what keeps the queue from working, or soon will: a row for each check, with status ok, warning or error, and what to do. Works when
+the library is not preloaded, on a standby, and when the versions of library and extension differ. Writes nothing, fills no shared memory.
+Locks: AccessShare on awa.ring_rotations and awa.instance.';
+COMMENT ON FUNCTION awa.metrics() IS
+'Numbers for a monitoring system, named in the manner of Prometheus, from shared memory: no table is read. Those of queues are missing
+until shared memory has been filled after a start. Takes no lock';
 COMMENT ON FUNCTION awa.jobs_insert() IS
 'Makes INSERT and COPY into awa.jobs enqueue. Give queue, kind, args, and if wanted priority, run_at, max_attempts, tags, metadata;
 RETURNING job_id works. Errors: as enqueue(); 0A000 another column was given';
@@ -674,6 +775,9 @@ COMMENT ON TRIGGER jobs_insert ON awa.jobs IS 'see awa.jobs_insert()';
 
 COMMENT ON VIEW awa.queues IS 'queues and their settings; readable on a standby';
 COMMENT ON VIEW awa.stat_queue IS 'activity of each queue since shared memory was last built; holes: jobs that came back; gaps: unfinished transactions passed by; waiters: sessions in wait()';
+COMMENT ON VIEW awa.stat_maintenance IS
+'each task of maintenance: state (idle: has not run; throttled, cooling_down: takes longer than its interval; failing: its last step raised
+an error), steps, rows, errors, last step and its duration, when it is due next (NULL: no maintainer runs), what it did and why not more';
 COMMENT ON VIEW awa.stat_segments IS 'live segments of the ring, the last one open';
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -686,6 +790,7 @@ SELECT pg_catalog.pg_extension_config_dump('awa.ring_rotations', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.retained_jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.dlq_entries', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.instance', '');
+SELECT pg_catalog.pg_extension_config_dump('awa.deferred_jobs', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.queue_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.kind_ids', '');
 SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');
@@ -696,3 +801,6 @@ SELECT pg_catalog.pg_extension_config_dump('awa.job_ids', '');
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA awa FROM PUBLIC;
 REVOKE ALL ON ALL PROCEDURES IN SCHEMA awa FROM PUBLIC;
+
+-- The maintainer comes when this has committed.
+SELECT awa.announce();

@@ -11,6 +11,7 @@ use crate::pg::call::{Call, Ret, datum_size};
 use crate::pg::xact;
 use crate::sql_function;
 use crate::store::finished::Filter;
+use crate::worker::shared;
 
 sql_function!(awa_create_queue, 13, create_queue);
 sql_function!(awa_alter_queue, 13, alter_queue);
@@ -57,6 +58,7 @@ fn create_queue(call: &mut Call<'_>) -> Result<Ret> {
     let call = &*call;
     Frontier::with(call, |frontier| {
         queues::create(frontier, &queue_name(call)?, &wishes(call)?)?;
+        shared::announce_at_commit();
         Ok(Ret::Void)
     })
 }
@@ -177,6 +179,7 @@ fn verify(call: &mut Call<'_>) -> Result<Ret> {
 
 fn adopt(_call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.adopt()")?;
+    shared::announce_at_commit();
     Ok(Ret::bool(adopt::adopt()?))
 }
 

@@ -25,7 +25,7 @@ use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{finished, instance, ledger, queues, ready, segments};
+use crate::store::{deferred, finished, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -53,6 +53,10 @@ pub fn ensure(frontier: &Frontier) -> Result<u64> {
             _ => wait_for_builder(frontier),
         }
     }
+}
+
+pub fn is_ready(word: u64) -> bool {
+    word & ((1 << STATE_BITS) - 1) == STATE_READY
 }
 
 fn publish(frontier: &Frontier, epoch: u64) -> u64 {
@@ -127,6 +131,11 @@ fn build(frontier: &Frontier) -> Result<()> {
     for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
         if let Some(place) = places.get(&queue_id) {
             notes::add_counts(&mut frontier.queue(*place).counts, &counts);
+        }
+    }
+    for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            frontier.queue(*place).counts.scheduled += waiting;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, Reserve, SegmentInfo, build, notes};
+use crate::ops::deferred;
 use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
 use crate::ops::handle;
 use crate::pg::rel::{Lock, Rel};
@@ -56,6 +57,8 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
         };
         match decide_exit(&entry, None, Outcome::Cancelled, is_own, exits::is_unsettled) {
             Exit::Stale => xact::check_for_interrupts(),
+            // What is being carried can be ended when it has arrived.
+            Exit::Conflict(Outcome::Moved) => return Err(carried_here(job_id)),
             // This transaction has put the job back (retry, snooze): the copy that waits is the one to cancel.
             Exit::Conflict(outcome) if !outcome.is_terminal() => {
                 if let Some(answer) = cancel_waiting(frontier, job_id, reason)? {
@@ -77,6 +80,11 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
             }
         }
     }
+}
+
+fn carried_here(job_id: i64) -> Error {
+    Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, format!("job {job_id} is being carried by this transaction"))
+        .hint("Commit first, then cancel it.")
 }
 
 pub fn entry_of(frontier: &Frontier, job_id: i64) -> Option<(EntryRef, Entry)> {
@@ -119,7 +127,14 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
     }
     let lane = Lane::from_number(seen.lane);
     let note = if was_hole {
-        notes::Note::Guard { entry: name, queue: seen.queue, queue_id: lane.queue_id, sub: lane.sub, was_hole: true }
+        notes::Note::Guard {
+            entry: name,
+            queue: seen.queue,
+            queue_id: lane.queue_id,
+            sub: lane.sub,
+            was_hole: true,
+            outcome: Outcome::Cancelled,
+        }
     } else {
         notes::Note::Closing { entry: name, queue: seen.queue, queue_id: lane.queue_id, outcome: Outcome::Cancelled }
     };
@@ -162,7 +177,11 @@ pub struct Found {
 
 /// The newest copy of a job that nobody has claimed. `None`: somebody took it meanwhile; look again.
 fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result<Option<Cancelled>> {
-    let Some(found) = find_newest(frontier, job_id)? else { return outside_the_ring(frontier, job_id).map(Some) };
+    // A job that waits outside the ring comes in first, so that its end is on record like any other's.
+    if deferred::bring_back(frontier, job_id)? {
+        return Ok(None);
+    }
+    let Some(found) = find_newest(frontier, job_id)? else { return outside_the_ring(frontier, job_id) };
     let head = found.head;
     let lane = Lane::from_number(head.lane);
     let Some(place) = handle::place_of(frontier, lane.queue_id) else {
@@ -206,7 +225,14 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         }
     };
     notes::use_promised();
-    notes::push(notes::Note::Guard { entry: name, queue: place, queue_id: lane.queue_id, sub: lane.sub, was_hole: false });
+    notes::push(notes::Note::Guard {
+        entry: name,
+        queue: place,
+        queue_id: lane.queue_id,
+        sub: lane.sub,
+        was_hole: false,
+        outcome: Outcome::Cancelled,
+    });
     // The guard stands: whatever had happened to this copy before is in the evidence by now.
     let ready = ready::open_for_write(&found.segment)?;
     frontier.check_current()?;
@@ -220,7 +246,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
             Fate::Closed(Outcome::Removed) => Ok(Some(Cancelled::NotFound)),
             Fate::Closed(outcome) if outcome.is_terminal() => Ok(Some(Cancelled::AlreadyFinished)),
             // Its next copy was appended by the transaction that closed this one, and is not in the ring any more.
-            Fate::Closed(_) if newest => outside_the_ring(frontier, job_id).map(Some),
+            Fate::Closed(_) if newest => outside_the_ring(frontier, job_id),
             Fate::Closed(_) | Fate::Open(_) | Fate::Ready => Ok(None),
         };
     }
@@ -235,14 +261,14 @@ pub fn pool_is_full() -> Error {
         .hint("Finish running jobs, or raise awa.max_in_flight and restart the server.")
 }
 
-/// A job of which the ring knows nothing, or only former copies.
-fn outside_the_ring(frontier: &Frontier, job_id: i64) -> Result<Cancelled> {
+/// A job of which the ring knows nothing, or only former copies. `None`: it waits outside, since a moment ago; look again.
+fn outside_the_ring(frontier: &Frontier, job_id: i64) -> Result<Option<Cancelled>> {
     for shelf in Shelf::ALL {
         if sql::as_owner(frontier.ledger, || finished::standing(shelf, job_id))?.is_some() {
-            return Ok(Cancelled::AlreadyFinished);
+            return Ok(Some(Cancelled::AlreadyFinished));
         }
     }
-    Ok(Cancelled::NotFound)
+    Ok(if deferred::waits_outside(frontier, job_id)? { None } else { Some(Cancelled::NotFound) })
 }
 
 /// Reads every live segment, the newest first: copies of a job only move forward.

@@ -337,7 +337,7 @@ pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Result<O
 
 fn touch<R>(frontier: &Frontier, job_id: i64, lease: i64, body: impl FnOnce(&mut Entry) -> R) -> Result<Option<R>> {
     let touched = frontier.with_partition(frontier.partition_of(job_id), |entries| {
-        let slot = entries.find(job_id, |entry| entry.state == State::Claimed && entry.lease == lease && entry.close_xid == 0)?;
+        let slot = entries.find(job_id, |entry| entry.is_alive(lease))?;
         entries.get_mut(slot).map(body)
     });
     // While the frontier is built, nothing is there.

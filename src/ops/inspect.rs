@@ -5,14 +5,14 @@
 use std::collections::HashMap;
 
 use awa_protocol::attempt::State;
-use awa_protocol::lane::Lane;
+use awa_protocol::lane::{BORN_CLAIMED, Lane};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::QUEUE_NAME_BYTES;
 use awa_protocol::queue::{NO_KEY, QueueFrontier};
 use awa_protocol::ring::SegmentState;
 use pgrx::pg_sys::Datum;
 
-use crate::error::{Result, out_of_memory};
+use crate::error::{Result, out_of_memory, reserve};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::cancel::open_to_read;
 use crate::ops::handle;
@@ -21,13 +21,12 @@ use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
 use crate::pg::{sql, xact};
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::finished;
-use crate::store::{datum, kinds, ready, segments};
+use crate::store::{datum, deferred, finished, kinds, ready, segments};
 
 /// Copied out under the lock of the queue, where nothing may be allocated.
 type Name = heapless::Vec<u8, QUEUE_NAME_BYTES>;
 
-fn name_of(queue: &QueueFrontier) -> Name {
+pub fn name_of(queue: &QueueFrontier) -> Name {
     let mut name = Name::new();
     let _ = name.extend_from_slice(queue.name());
     name
@@ -168,7 +167,10 @@ pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<
         }
     }
     match wanted {
-        Wanted::Unfinished => ring_jobs(frontier, wanted, &names, rows).map(|_| ()),
+        Wanted::Unfinished => {
+            ring_jobs(frontier, wanted, &names, rows)?;
+            deferred_jobs(frontier, None, &names, rows)
+        }
         Wanted::Finished => {
             let read = ring_jobs(frontier, wanted, &names, rows)?;
             sql::as_owner(frontier.ledger, || finished::show_retained(&read, |row| rows.put(row)))
@@ -177,6 +179,7 @@ pub fn jobs(frontier: &Frontier, wanted: Wanted, rows: &mut Rows<'_>) -> Result<
             // Twice: between the look at the ring and the look outside, the job may go from one to the other.
             for _ in 0..2 {
                 ring_jobs(frontier, wanted, &names, rows)?;
+                deferred_jobs(frontier, Some(job_id), &names, rows)?;
                 if !rows.is_empty() || sql::as_owner(frontier.ledger, || finished::show(job_id, |row| rows.put(row)))? > 0 {
                     break;
                 }
@@ -197,6 +200,41 @@ fn ring_jobs(frontier: &Frontier, wanted: Wanted, names: &HashMap<i32, Vec<u8>>,
         }
     }
     Ok(read)
+}
+
+/// Jobs that wait outside the ring.
+fn deferred_jobs(frontier: &Frontier, job_id: Option<i64>, names: &HashMap<i32, Vec<u8>>, rows: &mut Rows<'_>) -> Result<()> {
+    let mut found = Vec::new();
+    sql::as_owner(frontier.ledger, || {
+        deferred::each(job_id, |entry| {
+            reserve(&mut found, 1)?;
+            found.push(*entry);
+            Ok(())
+        })
+    })?;
+    for entry in found {
+        let lane = Lane::from_number(entry.lane);
+        let Some(queue) = names.get(&lane.queue_id) else { continue };
+        let kind = kinds::name(frontier, entry.kind_id)?;
+        let mut columns: [Option<Datum>; 17] = [None; 17];
+        let known = [
+            Some(datum::i64(entry.job_id)),
+            Some(bytes_datum(queue)),
+            Some(bytes_datum(&kind)),
+            Some(text_datum("scheduled")),
+            Some(datum::i32(i32::from(lane.priority) + 1)),
+            Some(datum::i32(i32::from(entry.attempt))),
+            Some(datum::i32(i32::from(entry.max_attempts))),
+            Some(datum::i64(entry.key)),
+            entry.enqueued_at.map(datum::i64),
+        ];
+        let last = [entry.tags, entry.metadata, entry.errors, Some(entry.args)];
+        for (column, value) in columns.iter_mut().zip(known.into_iter().chain([None; 4]).chain(last)) {
+            *column = value;
+        }
+        rows.put(&columns)?;
+    }
+    Ok(())
 }
 
 fn segment_jobs(
@@ -268,7 +306,8 @@ fn put_job(
         Some(datum::i32(i32::from(lane.priority) + 1)),
         Some(datum::i32(attempt)),
         Some(datum::i32(i32::from(head.max_attempts))),
-        Some(datum::i64(head.key)),
+        // A copy that was born claimed has no time of its own.
+        Some(head.key).filter(|key| *key != BORN_CLAIMED).map(datum::i64).or_else(|| row.datum(ready::ENQUEUED_AT)),
         row.datum(ready::ENQUEUED_AT).or(Some(datum::i64(head.key))),
         claimed.map(|(at, _)| datum::i64(*at)),
         live.map(|(deadline, _)| deadline).or(claimed.map(|(_, deadline)| *deadline)).filter(|at| *at != 0).map(datum::i64),

@@ -11,8 +11,8 @@ use crate::ops::handle::{self, Queue};
 use crate::ops::{rotate, validate};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::sql;
-use crate::store::instance;
 use crate::store::queues::{self, Definition};
+use crate::store::{deferred, instance};
 
 /// In microseconds.
 const DAY: i64 = 86_400_000_000;
@@ -170,7 +170,10 @@ pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
             .detail(format!("There are {}; see awa.dlq.", counts.dead_lettered))
             .hint("Retry or purge them, or use awa.drop_queue(queue, force => true) to discard them."));
     }
-    sql::as_owner(frontier.ledger, || queues::mark_dropped(definition.queue_id))
+    sql::as_owner(frontier.ledger, || {
+        deferred::delete_of_queue(definition.queue_id)?;
+        queues::mark_dropped(definition.queue_id)
+    })
 }
 
 fn begin_drop(frontier: &Frontier, queue: Queue) -> Result<()> {

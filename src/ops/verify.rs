@@ -23,7 +23,7 @@ use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
 use crate::pg::sql;
 use crate::store::finished::{self, Shelf};
-use crate::store::{datum, queues};
+use crate::store::{datum, deferred, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -118,7 +118,7 @@ struct Live {
     tracks: Vec<Track>,
     gaps: Vec<Gap>,
     counts: Counts,
-    activity: [u64; 5],
+    activity: [u64; 6],
 }
 
 fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
@@ -135,7 +135,7 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
         gaps.extend_from_slice(queue.gaps());
         let (queue_id, counts, t) = (queue.queue_id, queue.counts, queue.totals);
         drop(queue);
-        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed];
+        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed, t.carried];
         all.insert(queue_id, Live { place, tracks, gaps, counts, activity });
     }
     all
@@ -184,10 +184,9 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
         comparison.segment(info)?;
     }
+    comparison.deferred(frontier)?;
     comparison.leftovers();
-    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
-        notes::add_counts(comparison.counts.entry(queue_id).or_default(), &counts);
-    }
+    comparison.finished(frontier)?;
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -300,6 +299,41 @@ impl Comparison {
                 );
             }
         }
+    }
+
+    /// Jobs that wait outside the ring are in no segment.
+    fn deferred(&mut self, frontier: &Frontier) -> Result<()> {
+        let (counts, open, differences) = (&mut self.counts, &self.open_copies, &mut self.differences);
+        sql::as_owner(frontier.ledger, || {
+            deferred::each(None, |entry| {
+                let queue_id = Lane::from_number(entry.lane).queue_id;
+                counts.entry(queue_id).or_default().scheduled += 1;
+                if let Some(other) = open.get(&entry.job_id) {
+                    let key = Key { problem: "two_copies_are_live", queue_id, job_id: entry.job_id, hop: entry.hop };
+                    differences.insert(key, format!("deferred, and copy {other} is live in the ring"));
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Jobs that have left the ring when they were finished do not run in it.
+    fn finished(&mut self, frontier: &Frontier) -> Result<()> {
+        for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+            notes::add_counts(self.counts.entry(queue_id).or_default(), &counts);
+        }
+        let (open, differences) = (&self.open_copies, &mut self.differences);
+        for shelf in Shelf::ALL {
+            sql::as_owner(frontier.ledger, || {
+                finished::each_job(shelf, |job_id, queue_id, hop| {
+                    if let Some(other) = open.get(&job_id) {
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Entries for which the log has no row.

@@ -23,6 +23,11 @@ fn written() -> Result<Option<(i64, i64)>> {
     Ok(row)
 }
 
+/// Are the jobs ours? None: nothing was ever enqueued here.
+pub fn owned() -> Result<Option<bool>> {
+    Ok(written()?.map(|theirs| theirs == mine()))
+}
+
 /// Refuses a database that is a copy. No row: nothing was ever enqueued here.
 pub fn check() -> Result<()> {
     match written()? {

@@ -199,6 +199,7 @@ impl Tally {
                 totals.failed_attempts += change.totals.failed_attempts;
                 totals.snoozed += change.totals.snoozed;
                 totals.rescued += change.totals.rescued;
+                totals.carried += change.totals.carried;
                 queue.waiters
             };
             if waiters > 0 && change.appended > 0 {
@@ -292,11 +293,28 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             }
         }
         Note::Rescued { queue, queue_id } => tally.of(queue, queue_id).totals.rescued += 1,
-        Note::Guard { entry, queue, queue_id, sub, .. } => {
+        Note::Guard { entry, queue, queue_id, sub, outcome, .. } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) -= 1;
-            change.counts.cancelled += 1;
+            if outcome == Outcome::Moved {
+                change.totals.enqueued = change.totals.enqueued.wrapping_sub(1);
+                change.totals.carried += 1;
+            } else {
+                change.counts.cancelled += 1;
+            }
+        }
+        Note::Moving { old, new, queue, queue_id } => {
+            if frontier.with_partition(old.partition, |partition| partition.finish_move(old, new)) {
+                frontier.return_entries(queue, 1);
+            }
+            tally.of(queue, queue_id).totals.carried += 1;
+        }
+        Note::Undeferred { queue, queue_id, rows } => {
+            let change = tally.of(queue, queue_id);
+            change.counts.scheduled -= rows;
+            change.totals.enqueued = change.totals.enqueued.wrapping_sub(rows as u64);
+            change.totals.carried += rows as u64;
         }
         Note::QueueCreated { queue } => {
             let mut queue = frontier.queue(queue);
@@ -368,7 +386,7 @@ fn forget_queue(frontier: &Frontier, queue: u16) {
 
 fn undo(frontier: &Frontier, note: Note) {
     match note {
-        Note::Enqueued { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
+        Note::Enqueued { .. } | Note::Undeferred { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
         Note::Claimed { entry, queue, published, .. } => {
             if published {
                 give_back(frontier, entry, queue);
@@ -400,6 +418,11 @@ fn undo(frontier: &Frontier, note: Note) {
         }
         // A scan may have passed the guard: the row has ended all the same.
         Note::Superseding { entry, .. } => drop_entry(frontier, entry),
+        Note::Moving { old, new, queue, .. } => {
+            if frontier.with_partition(old.partition, |partition| partition.abandon_move(old, new)) {
+                frontier.return_entries(queue, 1);
+            }
+        }
         Note::QueueCreated { queue } => frontier.queue(queue).clear(),
         Note::QueueDropped { queue } => {
             let mut queue = frontier.queue(queue);

@@ -50,12 +50,27 @@ pub enum Note {
         queue: u16,
         queue_id: i32,
     },
+    /// A copy that is ended without having been claimed: cancelled, or moved. A moved one comes with a note of what was appended.
     Guard {
         entry: EntryRef,
         queue: u16,
         queue_id: i32,
         sub: SubLane,
         was_hole: bool,
+        outcome: Outcome,
+    },
+    /// A running attempt on its way into another segment.
+    Moving {
+        old: EntryRef,
+        new: EntryRef,
+        queue: u16,
+        queue_id: i32,
+    },
+    /// Jobs taken out of `awa.deferred_jobs`, to be appended.
+    Undeferred {
+        queue: u16,
+        queue_id: i32,
+        rows: i64,
     },
     /// A finished job of the ring is tried again or deleted: its history goes.
     Superseding {
@@ -194,6 +209,8 @@ pub fn touches(place: u16) -> bool {
             | Note::Closing { queue, .. }
             | Note::Guard { queue, .. }
             | Note::Superseding { queue, .. }
+            | Note::Moving { queue, .. }
+            | Note::Undeferred { queue, .. }
             | Note::HistoryGone { queue, .. } => queue == place,
             _ => false,
         })

@@ -94,8 +94,34 @@ mod tests {
         Entry { job_id: 1, state: State::Claimed, ..Entry::free() }
     }
 
+    fn judges_well() -> bool {
+        let entry = Entry { deadline: 100, close_xid: 7, ..claimed() };
+        overdue_since(&entry, Overdue::Deadline, 200).is_none()
+    }
+
+    fn shares_well() -> bool {
+        let mut selection = Selection::new(2);
+        for n in 0..5 {
+            selection.offer(1, n, (1, n));
+        }
+        selection.offer(2, 9, (2, 9));
+        selection.into_turns() == [(1, 0), (2, 9)]
+    }
+
+    #[cfg(feature = "mutants")]
+    #[test]
+    fn mutants_of_rescue_are_caught() {
+        for (name, good) in [("rescue_takes_closing", judges_well as fn() -> bool), ("first_come_first_rescued", shares_well)] {
+            crate::mutants::set(name);
+            let survived = good();
+            crate::mutants::set("");
+            assert!(!survived, "nobody noticed {name}");
+        }
+    }
+
     #[test]
     fn overdue_is_only_what_runs_and_has_passed_its_limit() {
+        assert!(judges_well() && shares_well());
         let entry = Entry { deadline: 100, heartbeat_at: 50, heartbeat_timeout: 30, ..claimed() };
         assert_eq!(overdue_since(&entry, Overdue::Deadline, 99), None);
         assert_eq!(overdue_since(&entry, Overdue::Deadline, 100), Some(100));

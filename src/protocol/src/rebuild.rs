@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 pub use crate::closed::Copy_;
 use crate::closed::{ClosedCopies, Closure, CopyMap};
-use crate::lane::{Lane, Position};
+use crate::lane::{BORN_CLAIMED, Lane, Position};
 use crate::lifecycle::Outcome;
 use crate::queue::{NO_KEY, TrackId};
 
@@ -136,6 +136,12 @@ impl SegmentFold {
         let fate = self.fate(row.job_id, row.hop);
         let unclaimed = self.closed.get(row.job_id, row.hop).is_some_and(|closure| closure.unclaimed);
         let track = self.tracks.entry(row.lane).or_default();
+        if row.position.key == BORN_CLAIMED && !mutant!("cursor_from_born_claimed") {
+            // No scan has anything to do with it: it says nothing about the track, only that its attempt runs or has ended.
+            track.ready += i64::from(fate == Fate::Ready);
+            track.running += i64::from(matches!(fate, Fate::Open(_)));
+            return fate;
+        }
         track.last = track.last.max(Some(row.position.key));
         match fate {
             Fate::Ready => {
@@ -162,6 +168,10 @@ impl SegmentFold {
         let Some(track) = self.tracks.get_mut(&row.lane) else { return false };
         if !matches!(fate, Fate::Ready) {
             return false;
+        }
+        if row.position.key == BORN_CLAIMED {
+            // Its claim is missing: better that the job runs again than never.
+            return true;
         }
         if track.cursor.is_some_and(|cursor| row.position <= cursor) && !mutant!("rows_below_cursor_forgotten") {
             return true;

@@ -107,6 +107,8 @@ pub struct Totals {
     pub snoozed: u64,
     /// Attempts that rescue has ended.
     pub rescued: u64,
+    /// Copies moved to another segment, or into the ring or out of it.
+    pub carried: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,7 +240,7 @@ impl QueueFrontier {
             stamp: 0,
             settings: NO_SETTINGS,
             counts: NO_COUNTS,
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0 },
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0, carried: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
@@ -302,6 +304,14 @@ impl QueueFrontier {
         self.tracks.iter().find(|track| track.id == id)
     }
 
+    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
+    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands.
+    pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
+        let above = self.find_track(id).is_some_and(|track| row > track.cursor);
+        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;
+        above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
+    }
+
     // ---- rebuild -------------------------------------------------------------------------------------------------------
 
     /// Puts a track where the log says it stands. `head` counts the rows above the cursor of unfinished (prepared) transactions too;
@@ -334,6 +344,10 @@ impl QueueFrontier {
     /// Earliest time at which something may be claimable; gaps make it unknown, so the caller bounds its sleep.
     pub fn has_gaps(&self) -> bool {
         !self.gaps.is_empty()
+    }
+
+    pub fn gaps_are_full(&self) -> bool {
+        self.gaps.is_full()
     }
 
     /// Transactions of the gaps, each once.

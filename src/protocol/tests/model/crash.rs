@@ -37,11 +37,22 @@ impl World {
 
     /// One stage of a prune: proof and mark; rows; evidence and the end. Locks are conditional.
     pub fn prune(&mut self) {
-        let Some(candidate) = self.ring.prune_candidate().copied() else { return };
-        let generation = candidate.generation;
-        if self.building.is_some() || self.locked(generation) {
-            return;
+        let order: Vec<_> = self.ring.prune_order().copied().collect();
+        if let Some(candidate) = order.into_iter().find(|segment| self.may_prune(segment)) {
+            self.prune_segment(candidate);
         }
+    }
+
+    /// Any drained one, not only the oldest.
+    fn may_prune(&mut self, segment: &awa_protocol::ring::Segment) -> bool {
+        if self.building.is_some() || self.locked(segment.generation) {
+            return false;
+        }
+        segment.state == SegmentState::PruneStarted || self.fold(segment.generation).0.is_drained()
+    }
+
+    fn prune_segment(&mut self, candidate: awa_protocol::ring::Segment) {
+        let generation = candidate.generation;
         if candidate.state != SegmentState::PruneStarted {
             let (fold, _) = self.fold(generation);
             if !fold.is_drained() {
