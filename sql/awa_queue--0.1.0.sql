@@ -552,7 +552,10 @@ CREATE TRIGGER jobs_insert INSTEAD OF INSERT ON awa.jobs
 
 CREATE VIEW awa.queues AS
     SELECT name AS queue, paused, max_attempts, deadline, heartbeat_timeout, backoff, backoff_max, priority_ageing,
-           completed_retention, failed_retention, cancelled_retention, dead_letters, dead_letter_retention, created_at
+           pg_catalog.justify_hours(completed_retention) AS completed_retention,
+           pg_catalog.justify_hours(failed_retention) AS failed_retention,
+           pg_catalog.justify_hours(cancelled_retention) AS cancelled_retention, dead_letters,
+           pg_catalog.justify_hours(dead_letter_retention) AS dead_letter_retention, created_at
       FROM awa.queue_definitions
      WHERE dropped_at IS NULL;
 

@@ -31,13 +31,14 @@ pub fn engine(frontier: &Frontier, put: Put<'_>) -> Result<()> {
             (name, queue.counts, queue.totals, queue.hole_count(), queue.gaps().len(), oldest, queue.waiters)
         };
         let queue = ("queue", name.as_slice());
-        let states: [(&str, i64); 6] = [
+        let states: [(&str, i64); 7] = [
             ("available", counts.immediate),
             ("scheduled", counts.scheduled),
             ("running", counts.running),
             ("completed", counts.completed),
             ("failed", counts.failed),
             ("cancelled", counts.cancelled),
+            ("dead_lettered", counts.dead_lettered),
         ];
         for (state, value) in states {
             put(&Metric { name: "awa_jobs", labels: &[queue, ("state", state.as_bytes())], value: value as f64 })?;

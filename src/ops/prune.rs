@@ -94,9 +94,11 @@ fn step(frontier: &Frontier, worth_a_proof: impl Fn(bool, &Standing) -> bool) ->
         let outcome = if segment.state == SegmentState::PruneStarted {
             truncate(frontier, segment, &segments::locate(segment)?)
         } else if worth_a_proof(oldest_sealed == Some(segment.generation), &standing) {
-            let outcome = start(frontier, segment, &segments::locate(segment)?, &standing)?;
-            patience::note(frontier, &standing, outcome.outcome, xact::now());
-            Ok(outcome)
+            let outcome = start(frontier, segment, &segments::locate(segment)?, &standing);
+            if let Ok(outcome) = &outcome {
+                patience::note(frontier, &standing, outcome.outcome, xact::now());
+            }
+            outcome
         } else {
             Ok(about("skipped_active", segment, Some(standing.detail())))
         };
@@ -157,7 +159,8 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
-    retention::keep(frontier, info, &mut history)?;
+    // A row that cannot be copied holds its segment, not the others.
+    xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });

@@ -186,9 +186,7 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     }
     comparison.deferred(frontier)?;
     comparison.leftovers();
-    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
-        notes::add_counts(comparison.counts.entry(queue_id).or_default(), &counts);
-    }
+    comparison.finished(frontier)?;
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -317,6 +315,25 @@ impl Comparison {
                 Ok(())
             })
         })
+    }
+
+    /// Jobs that have left the ring when they were finished do not run in it.
+    fn finished(&mut self, frontier: &Frontier) -> Result<()> {
+        for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+            notes::add_counts(self.counts.entry(queue_id).or_default(), &counts);
+        }
+        let (open, differences) = (&self.open_copies, &mut self.differences);
+        for shelf in Shelf::ALL {
+            sql::as_owner(frontier.ledger, || {
+                finished::each_job(shelf, |job_id, queue_id, hop| {
+                    if let Some(other) = open.get(&job_id) {
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Entries for which the log has no row.
