@@ -10,6 +10,7 @@ use pgrx::PgSqlErrorCode as Code;
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, build, notes, require_preloading};
 use crate::ops::rotate::refuse_old_snapshot;
+use crate::ops::verify;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::sql;
 use crate::store::{instance, queues};
@@ -61,9 +62,7 @@ fn void<R>(seen: &Frontier, verb: &str, change: impl FnOnce() -> Result<R>) -> R
     let frontier = Frontier::as_it_is()?;
     // A working state that was never built has no users, and names segments of who knows when.
     if build::is_ready(frontier.word()) {
-        for info in frontier.live_segments() {
-            Rel::open(info.ready, Lock::Share)?;
-        }
+        verify::keep_users_out(&frontier)?;
     }
     let answer = sql::as_owner(frontier.ledger, change)?;
     notes::reserve(&frontier, 1)?;
