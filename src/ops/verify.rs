@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::{Lane, Position};
-use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
 use awa_protocol::queue::{Counts, Existence, Gap, Track};
 use awa_protocol::rebuild::{Fate, ReadyRow};
@@ -23,6 +22,7 @@ use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
 use crate::pg::sql;
+use crate::store::finished::{self, Shelf};
 use crate::store::{datum, deferred, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +46,9 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
         }
         for info in frontier.live_segments() {
             wait_for_lockers(info.ready, Lock::Share);
+        }
+        for shelf in Shelf::ALL {
+            wait_for_lockers(shelf.table()?, Lock::Share);
         }
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));
@@ -76,6 +79,10 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     for info in frontier.live_segments() {
         held.push(Rel::open(info.ready, Lock::Share)?);
     }
+    // Whoever deletes finished jobs from them changes counts.
+    for shelf in Shelf::ALL {
+        held.push(Rel::open(shelf.table()?, Lock::Share)?);
+    }
     build::rebuild(frontier)
 }
 
@@ -94,8 +101,14 @@ fn is_on_its_way(entry: &Entry) -> bool {
 
 fn shown(counts: &Counts) -> String {
     format!(
-        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled",
-        counts.immediate, counts.scheduled, counts.running, counts.completed, counts.failed, counts.cancelled
+        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled, {} dead-lettered",
+        counts.immediate,
+        counts.scheduled,
+        counts.running,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.dead_lettered
     )
 }
 
@@ -173,6 +186,7 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     }
     comparison.deferred(frontier)?;
     comparison.leftovers();
+    comparison.finished(frontier)?;
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -219,9 +233,8 @@ impl Comparison {
         match fate {
             Fate::Ready => *notes::waiting(counts, lane.sub) += 1,
             Fate::Open(_) => counts.running += 1,
-            Fate::Closed(Outcome::Completed) => counts.completed += 1,
-            Fate::Closed(Outcome::Failed) => counts.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => counts.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(counts, *outcome, 1),
             Fate::Closed(_) => {}
         }
     }
@@ -302,6 +315,25 @@ impl Comparison {
                 Ok(())
             })
         })
+    }
+
+    /// Jobs that have left the ring when they were finished do not run in it.
+    fn finished(&mut self, frontier: &Frontier) -> Result<()> {
+        for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+            notes::add_counts(self.counts.entry(queue_id).or_default(), &counts);
+        }
+        let (open, differences) = (&self.open_copies, &mut self.differences);
+        for shelf in Shelf::ALL {
+            sql::as_owner(frontier.ledger, || {
+                finished::each_job(shelf, |job_id, queue_id, hop| {
+                    if let Some(other) = open.get(&job_id) {
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Entries for which the log has no row.

@@ -159,6 +159,14 @@ pub fn bytes_datum(value: &[u8]) -> Datum {
     Datum::from(text)
 }
 
+/// A `jsonb` of this text, in the server encoding.
+pub fn jsonb_datum(mut text: Vec<u8>) -> Datum {
+    text.push(0);
+    let input = Datum::from(text.as_ptr());
+    // SAFETY: the argument is a null-terminated string that outlives the call. May raise (not JSON): unwinds.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(input)]) }.unwrap_or(Datum::null())
+}
+
 /// The bytes of a varlena as if detoasted, header included. Reads at most the toast pointer.
 pub fn datum_size(value: Datum) -> usize {
     // SAFETY: a non-null varlena Datum. Cannot raise for one that is well-formed.

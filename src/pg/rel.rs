@@ -173,6 +173,12 @@ impl Rel {
     pub fn bytes(&self) -> u64 {
         u64::from(self.blocks()) * u64::from(pg_sys::BLCKSZ)
     }
+
+    /// With what is stored out of line. Takes AccessShareLock on the toast table.
+    pub fn bytes_with_toast(&self) -> Result<u64> {
+        let toast = self.toast_oid().map(|oid| Self::open(oid, Lock::AccessShare)).transpose()?;
+        Ok(self.bytes() + toast.map_or(0, |toast| toast.bytes()))
+    }
 }
 
 fn blocks_of(rel: pg_sys::Relation) -> u32 {

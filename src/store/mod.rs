@@ -4,6 +4,8 @@ pub mod datum;
 pub mod deferred;
 pub mod errors;
 pub mod evidence;
+pub mod extension;
+pub mod finished;
 pub mod instance;
 pub mod kinds;
 pub mod ledger;

@@ -105,11 +105,13 @@ pub struct EntryRef {
 pub struct PartitionHead {
     free: u32,
     pub used: u32,
+    /// No entry in use has a slot as high as this.
+    pub reach: u32,
 }
 
 impl PartitionHead {
     pub const fn new() -> Self {
-        Self { free: NOBODY, used: 0 }
+        Self { free: NOBODY, used: 0, reach: 0 }
     }
 }
 
@@ -143,6 +145,7 @@ impl Partition<'_> {
     pub fn reset(&mut self) {
         self.buckets.fill(NOBODY);
         self.head.used = 0;
+        self.head.reach = 0;
         self.head.free = NOBODY;
         for (slot, entry) in self.entries.iter_mut().enumerate().rev() {
             let stamp = entry.stamp.wrapping_add(1);
@@ -191,6 +194,7 @@ impl Partition<'_> {
             *bucket = slot;
         }
         self.head.used += 1;
+        self.head.reach = self.head.reach.max(slot + 1);
         Ok(slot)
     }
 
@@ -219,6 +223,9 @@ impl Partition<'_> {
             *place = Entry { stamp, next: self.head.free, ..Entry::free() };
             self.head.free = slot;
             self.head.used -= 1;
+            if self.head.used == 0 {
+                self.head.reach = 0;
+            }
         }
     }
 
@@ -310,6 +317,10 @@ impl Partition<'_> {
         }
         if seen != self.head.used as usize {
             return Err("chains and the number of used entries disagree");
+        }
+        let beyond = self.entries.get(self.head.reach as usize..).unwrap_or(&[]);
+        if beyond.iter().any(|entry| entry.state != State::Free) {
+            return Err("an entry lies beyond the reach of its partition");
         }
         let mut at = self.head.free;
         while let Some(entry) = self.entries.get(at as usize) {

@@ -35,6 +35,14 @@ pub struct Settings {
     pub backoff: i64,
     pub backoff_max: i64,
     pub priority_ageing: i64,
+    /// How long finished jobs are kept beyond their segment; 0: not at all.
+    pub completed_retention: i64,
+    pub failed_retention: i64,
+    pub cancelled_retention: i64,
+    /// Jobs that fail for good become dead letters.
+    pub dead_letters: bool,
+    /// 0: until somebody deletes them.
+    pub dead_letter_retention: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +95,7 @@ pub struct Counts {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
+    pub dead_lettered: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +105,8 @@ pub struct Totals {
     pub completed: u64,
     pub failed_attempts: u64,
     pub snoozed: u64,
+    /// Attempts that rescue has ended.
+    pub rescued: u64,
     /// Copies moved to another segment, or into the ring or out of it.
     pub carried: u64,
 }
@@ -203,6 +214,9 @@ pub struct QueueFrontier {
 
 const NO_HOLES: HoleList = HoleList { first: NOBODY, count: 0, key: NO_KEY };
 
+const NO_COUNTS: Counts =
+    Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0, dead_lettered: 0 };
+
 const NO_SETTINGS: Settings = Settings {
     paused: false,
     max_attempts: 1,
@@ -211,6 +225,11 @@ const NO_SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl QueueFrontier {
@@ -220,8 +239,8 @@ impl QueueFrontier {
             existence: Existence::Free,
             stamp: 0,
             settings: NO_SETTINGS,
-            counts: Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0 },
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, carried: 0 },
+            counts: NO_COUNTS,
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0, carried: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
@@ -326,6 +345,10 @@ impl QueueFrontier {
     /// Earliest time at which something may be claimable; gaps make it unknown, so the caller bounds its sleep.
     pub fn has_gaps(&self) -> bool {
         !self.gaps.is_empty()
+    }
+
+    pub fn gaps_are_full(&self) -> bool {
+        self.gaps.is_full()
     }
 
     /// Transactions of the gaps, each once.
