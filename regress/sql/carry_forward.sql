@@ -172,7 +172,10 @@ SELECT count(awa.enqueue('far', 'k', '5', run_at => now() + '1 week'));
 TRUNCATE got;
 INSERT INTO got SELECT args::int, job_id, run_lease FROM awa.claim('long', heartbeat_timeout => '1 day');
 \o /dev/null
-SELECT format('SELECT outcome FROM awa.%s', call) FROM generate_series(1, 30), unnest(ARRAY['rotate()', 'run_maintenance(''carry_forward'')', 'prune()', 'prune()']) AS call \gexec
+\set ECHO none
+SELECT format('SELECT outcome FROM awa.%s', call) FROM generate_series(1, 30) AS lap,
+    unnest(ARRAY['rotate()', 'run_maintenance(''carry_forward'')', 'prune()', 'prune()']) WITH ORDINALITY AS c (call, n) ORDER BY lap, n \gexec
+\set ECHO all
 \o
 SELECT max(generation) > 40 AS went_round, count(*) <= 9 AS is_short, min(generation) > 30 AS moved_on FROM awa.stat_segments;
 SELECT * FROM awa.verify();
