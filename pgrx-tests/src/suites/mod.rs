@@ -43,6 +43,7 @@ suites! {
         a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
         a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
         a_long_enqueue_watched_by_claimers_loses_no_row, a_pruned_segment_leaves_the_counts,
+        a_slot_is_good_after_a_prune_that_was_rolled_back,
     ];
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
