@@ -104,10 +104,19 @@ CREATE TABLE awa.instance (
     only_row          boolean     NOT NULL CONSTRAINT instance_pkey PRIMARY KEY,
     system_identifier bigint      NOT NULL,
     database_oid      oid         NOT NULL,
+    ledger_oid        oid         NOT NULL, -- of awa.ring_rotations: another one after DROP EXTENSION and a restore into the same database
     since             timestamptz NOT NULL,
     CONSTRAINT instance_only_row_check CHECK (only_row)
 );
-COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt()';
+COMMENT ON TABLE awa.instance IS 'the server and database whose jobs these are; changed only by awa.adopt() and awa.post_restore()';
+
+-- A row here: a restore is under way. Not dumped. Also a lock: who builds the working state holds AccessShare, who voids it AccessExclusive.
+CREATE TABLE awa.restoring (
+    only_row boolean     NOT NULL CONSTRAINT restoring_pkey PRIMARY KEY,
+    since    timestamptz NOT NULL,
+    CONSTRAINT restoring_only_row_check CHECK (only_row)
+);
+COMMENT ON TABLE awa.restoring IS 'has a row between awa.pre_restore() and awa.post_restore(); never dumped';
 
 -- Jobs due so late that they do not wait in the ring. A row is the newest copy of its job, with the columns of a ready entry.
 CREATE TABLE awa.deferred_jobs (
@@ -362,6 +371,9 @@ CREATE FUNCTION awa.carry_forward(generation bigint DEFAULT NULL) RETURNS SETOF 
 CREATE FUNCTION awa.prune() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_prune';
 
+CREATE FUNCTION awa.add_segments(count integer) RETURNS integer
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_add_segments';
+
 CREATE FUNCTION awa.retention() RETURNS SETOF awa.task_outcome
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'awa_retention';
 
@@ -387,6 +399,12 @@ CREATE FUNCTION awa.verify() RETURNS SETOF awa.difference
 
 CREATE FUNCTION awa.adopt() RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_adopt';
+
+CREATE FUNCTION awa.pre_restore() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_pre_restore';
+
+CREATE FUNCTION awa.post_restore() RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_post_restore';
 
 CREATE FUNCTION awa.rebuild() RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'awa_rebuild';
@@ -444,7 +462,13 @@ CREATE TYPE awa.segment_stat AS (
     state      text,           -- open, sealed, prune_started
     opened_at  timestamptz,
     bytes      bigint,
-    ready_entries text
+    ready_entries text,
+    running    bigint,         -- attempts in it, as memory knows them
+    given_back bigint,         -- holes
+    passed_by  integer,        -- transactions that scans have passed by in it
+    waiting_queues integer,    -- queues that still have rows of it to claim
+    drained    boolean,        -- memory knows of nothing open in it
+    holder_pids integer[]      -- processes whose locks keep it from being truncated; 0: a prepared transaction
 );
 
 CREATE FUNCTION awa.segment_stats() RETURNS SETOF awa.segment_stat
@@ -539,7 +563,47 @@ CREATE VIEW awa.stat_queue AS
     SELECT * FROM awa.queue_stats();
 
 CREATE VIEW awa.stat_segments AS
-    SELECT * FROM awa.segment_stats();
+    SELECT s.generation, s.slot, s.state, s.opened_at, s.bytes, s.ready_entries, s.running, s.given_back, s.passed_by, s.waiting_queues,
+           s.drained, s.holder_pids,
+           (SELECT pg_catalog.string_agg(
+                       pg_catalog.format('%s %s, %s since %s', COALESCE(a.backend_type, 'process'), a.pid, COALESCE(a.state, 'running'),
+                                         COALESCE(a.xact_start, a.backend_start)), '; ' ORDER BY a.pid)
+              FROM pg_catalog.pg_stat_activity AS a
+             WHERE a.pid = ANY (s.holder_pids))
+           || CASE WHEN 0 = ANY (s.holder_pids) THEN '; a prepared transaction' ELSE '' END AS held_by
+      FROM awa.segment_stats() AS s;
+
+-- Everything that keeps old row versions alive, or a segment from being truncated. Plain SQL: works on a standby, and when nothing else does.
+CREATE VIEW awa.horizon AS
+    WITH locked AS (
+        SELECT l.pid, l.virtualtransaction, pg_catalog.array_agg(DISTINCT c.relname::text ORDER BY c.relname::text) AS tables
+          FROM pg_catalog.pg_locks AS l
+          JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+         WHERE l.locktype = 'relation' AND l.granted
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
+           AND c.relnamespace = 'awa_segments'::pg_catalog.regnamespace AND c.relkind = 'r'
+         GROUP BY l.pid, l.virtualtransaction
+    )
+    SELECT CASE WHEN a.backend_type = 'walsender' THEN 'walsender' ELSE 'session' END AS kind,
+           a.pid, a.usename::text AS name, a.datname::text AS database, a.application_name, a.state,
+           GREATEST(pg_catalog.age(a.backend_xmin), pg_catalog.age(a.backend_xid)) AS age_in_xids,
+           a.xact_start, a.query_start, l.tables AS segment_tables, a.query
+      FROM pg_catalog.pg_stat_activity AS a
+      LEFT JOIN locked AS l ON l.pid = a.pid
+     WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL OR l.tables IS NOT NULL)
+       AND a.pid <> pg_catalog.pg_backend_pid()
+    UNION ALL
+    SELECT 'prepared transaction', NULL, p.gid, p.database::text, NULL, NULL, pg_catalog.age(p.transaction), p.prepared, NULL, l.tables, NULL
+      FROM pg_catalog.pg_prepared_xacts AS p
+      LEFT JOIN pg_catalog.pg_locks AS x
+        ON x.locktype = 'transactionid' AND x.pid IS NULL AND x.transactionid = p.transaction AND x.mode = 'ExclusiveLock'
+      LEFT JOIN locked AS l ON l.pid IS NULL AND l.virtualtransaction = x.virtualtransaction
+    UNION ALL
+    SELECT 'replication slot', r.active_pid, r.slot_name::text, r.database::text, NULL, CASE WHEN r.active THEN 'active' ELSE 'inactive' END,
+           GREATEST(pg_catalog.age(r.xmin), pg_catalog.age(r.catalog_xmin)), NULL, NULL, NULL, NULL
+      FROM pg_catalog.pg_replication_slots AS r
+     WHERE r.xmin IS NOT NULL OR r.catalog_xmin IS NOT NULL
+     ORDER BY 7 DESC NULLS LAST;
 
 CREATE VIEW awa.stat_maintenance AS
     SELECT * FROM awa.maintenance_stats();
@@ -580,7 +644,7 @@ COMMENT ON TYPE awa.job_row IS
 'A job as the log shows it. state: scheduled, available, running, completed, failed, cancelled or dead_lettered. attempt: of the running attempt, or
 attempts used so far. heartbeat_at and an extended deadline_at come from shared memory and exist only while the job runs.';
 COMMENT ON TYPE awa.queue_count IS 'Jobs of a queue by state; finished ones count as long as they are shown';
-COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast';
+COMMENT ON TYPE awa.segment_stat IS 'A live segment of the ring; bytes is the size of its four tables without indexes and toast; what is open in it, and who holds it';
 COMMENT ON TYPE awa.queue_stat IS 'Activity of a queue since shared memory was last built, and what its claimers still have to look at';
 
 COMMENT ON TYPE awa.maintenance_stat IS 'What the maintainer has done for one task since it has its place in shared memory';
@@ -732,6 +796,16 @@ Locks: ShareRowExclusive on awa.ring_rotations; for the last step AccessExclusiv
 COMMENT ON FUNCTION awa.run_maintenance(text) IS
 'One step of a task, as the maintainer runs it: only what is due by the settings. task: a name of awa.stat_maintenance.
 Errors: 22023 no such task; else as the task. Locks: those of the task.';
+COMMENT ON FUNCTION awa.add_segments(integer) IS
+'Creates the tables of so many further slots ahead of time, so that no rotation has to (1 to 64, at most 64 slots in all); returns how many
+slots have tables. Errors: 22023 count out of range; 53400 more than 64 slots. Locks: ShareRowExclusive on awa.ring_rotations; those of DDL.';
+COMMENT ON FUNCTION awa.pre_restore() IS
+'Call it, after CREATE EXTENSION, before data are restored into this database. From its commit on every function refuses (55000) and
+maintenance rests, so that nothing reads or frees a ring that is half there; the mark outlives a crash. Waits for transactions that use the
+queue. Errors: 25001 the transaction has used the queue. Locks: as rebuild(), and AccessExclusive on awa.restoring.';
+COMMENT ON FUNCTION awa.post_restore() IS
+'Call it when the restore is complete: ends what pre_restore() began and adopts the jobs as adopt() does. Also after a restore without
+pre_restore(). True: the jobs were of another server, database or installation. Errors and locks: as pre_restore().';
 COMMENT ON FUNCTION awa.wake_maintenance() IS
 'Makes all tasks of this database due now, and wakes its maintainer; false: there is none at the moment. Memory only, takes no lock.';
 COMMENT ON FUNCTION awa.announce() IS
@@ -739,7 +813,8 @@ COMMENT ON FUNCTION awa.announce() IS
 at any other time. Without effect if the library is not preloaded.';
 COMMENT ON FUNCTION awa.adopt() IS
 'Makes this server and database the owner of the jobs, after a restore or a copy: until then every other function raises 55000, so that jobs
-do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only. Locks: the row of awa.instance.';
+do not run in two places. True: it was a copy; false: nothing to do. Errors: 25006 read-only; 55000 a restore is under way.
+Locks: the row of awa.instance; as pre_restore() if it was a copy.';
 COMMENT ON FUNCTION awa.verify() IS
 'Folds the log again and compares it with shared memory; a row for each difference, none when all is well. Reads all live segments.
 A difference counts if it is still there after the transactions that write have ended, so it may wait for them.
@@ -775,10 +850,18 @@ COMMENT ON TRIGGER jobs_insert ON awa.jobs IS 'see awa.jobs_insert()';
 
 COMMENT ON VIEW awa.queues IS 'queues and their settings; readable on a standby';
 COMMENT ON VIEW awa.stat_queue IS 'activity of each queue since shared memory was last built; holes: jobs that came back; gaps: unfinished transactions passed by; waiters: sessions in wait()';
+COMMENT ON VIEW awa.stat_segments IS
+'Live segments of the ring, the last one open. A sealed one is freed when it is drained: no attempt running in it, none given_back, no
+transaction passed_by, no waiting_queues. If it is drained and stays, held_by names the sessions whose locks prune steps back from (never
+waits for): end them, or wait. What holds back old row versions is in awa.horizon.';
+COMMENT ON VIEW awa.horizon IS
+'What holds back VACUUM in the whole server or the truncation of a segment, the oldest first: sessions and walsenders with a snapshot or a
+transaction, prepared transactions, replication slots. age_in_xids: transactions begun since; segment_tables: tables of the ring that it has
+locked. The queue itself leaves no dead rows behind; other tables do. To end a session: pg_terminate_backend(pid); a prepared transaction:
+COMMIT or ROLLBACK PREPARED name; a slot: pg_drop_replication_slot(name). Columns of other users'' sessions are null without pg_read_all_stats.';
 COMMENT ON VIEW awa.stat_maintenance IS
 'each task of maintenance: state (idle: has not run; throttled, cooling_down: takes longer than its interval; failing: its last step raised
 an error), steps, rows, errors, last step and its duration, when it is due next (NULL: no maintainer runs), what it did and why not more';
-COMMENT ON VIEW awa.stat_segments IS 'live segments of the ring, the last one open';
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Dump: every fixed table and sequence that holds state. Segments are ordinary tables and are dumped as such.

@@ -27,6 +27,8 @@ sql_function!(awa_dlq_purge, 4, dlq_purge);
 sql_function!(awa_verify, 0, verify);
 sql_function!(awa_rebuild, 0, rebuild);
 sql_function!(awa_adopt, 0, adopt);
+sql_function!(awa_pre_restore, 0, pre_restore);
+sql_function!(awa_post_restore, 0, post_restore);
 
 fn queue_name(call: &Call<'_>) -> Result<Vec<u8>> {
     validate::not_null(call.bytes(0), "queue")
@@ -181,6 +183,17 @@ fn adopt(_call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.adopt()")?;
     shared::announce_at_commit();
     Ok(Ret::bool(adopt::adopt()?))
+}
+
+fn pre_restore(_call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.pre_restore()")?;
+    adopt::pre_restore()?;
+    Ok(Ret::Void)
+}
+
+fn post_restore(_call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.post_restore()")?;
+    Ok(Ret::bool(adopt::post_restore()?))
 }
 
 fn rebuild(call: &mut Call<'_>) -> Result<Ret> {

@@ -19,6 +19,7 @@ sql_function!(awa_promote_deferred, 0, promote_deferred);
 sql_function!(awa_rotate, 0, rotate);
 sql_function!(awa_carry_forward, 1, carry_forward);
 sql_function!(awa_prune, 0, prune);
+sql_function!(awa_add_segments, 1, add_segments);
 sql_function!(awa_retention, 0, retention);
 sql_function!(awa_run_maintenance, 1, run_maintenance);
 
@@ -69,6 +70,15 @@ fn carry_forward(call: &mut Call<'_>) -> Result<Ret> {
 
 fn prune(call: &mut Call<'_>) -> Result<Ret> {
     step(call, "awa.prune()", prune::prune)
+}
+
+fn add_segments(call: &mut Call<'_>) -> Result<Ret> {
+    xact::require_writable("awa.add_segments()")?;
+    let call = &*call;
+    Frontier::with(call, |frontier| {
+        let count = validate::not_null(call.i32(0), "count")?;
+        Ok(Ret::i32(rotate::add_segments(frontier, count)?))
+    })
 }
 
 fn retention(call: &mut Call<'_>) -> Result<Ret> {

@@ -88,8 +88,8 @@ pub fn engine(checks: &mut Vec<Check>) -> Result<()> {
         Ok(Some(true)) => Check::ok("instance", "The jobs belong to this server and database."),
         Ok(Some(false)) => Check::error(
             "instance",
-            "The jobs belong to another server or database: this is a copy, and nothing runs here.",
-            "If this copy is to run them, call awa.adopt().",
+            "The jobs belong to another server or database, or a restore is under way: nothing runs here.",
+            "After a restore call awa.post_restore(); if this is a copy that is to run its jobs, call awa.adopt().",
         ),
         Err(error) => Check::error("instance", error.message, ""),
     });

@@ -15,9 +15,9 @@ use pgrx::pg_sys::Datum;
 use crate::error::{Result, out_of_memory, reserve};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::cancel::open_to_read;
-use crate::ops::handle;
-use crate::pg::call::{Rows, bytes_datum, text_datum};
-use crate::pg::rel::{Lock, Rel};
+use crate::ops::{handle, standing};
+use crate::pg::call::{Rows, bytes_datum, i32_array_datum, text_datum};
+use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RawRow, RowState};
 use crate::pg::{sql, xact};
 use crate::store::evidence::{self, ClaimTerms, Reader};
@@ -93,7 +93,13 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
 }
 
 pub fn segment_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
-    for info in frontier.live_segments() {
+    let live = frontier.live_segments();
+    for (info, standing) in live.iter().zip(standing::of_segments(frontier, &live)) {
+        // Asked before this session has locks of its own there.
+        let holders = match info.state {
+            SegmentState::Open => None,
+            _ => Some(holders_of(info)),
+        };
         let mut bytes = 0;
         for oid in [info.ready, info.claims, info.done, info.closures] {
             bytes += Rel::open(oid, Lock::AccessShare)?.bytes();
@@ -105,9 +111,26 @@ pub fn segment_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             Some(datum::i64(info.opened_at)),
             Some(datum::i64(bytes as i64)),
             Some(text_datum(&format!("awa_segments.ready_entries_{}", info.slot))),
+            Some(datum::i64(i64::from(standing.running))),
+            Some(datum::i64(i64::from(standing.holes))),
+            Some(datum::i32(standing.gaps as i32)),
+            Some(datum::i32(standing.waiting as i32)),
+            Some(Datum::from(info.state != SegmentState::Open && standing.looks_drained())),
+            holders.map(|pids| i32_array_datum(&pids)),
         ])?;
     }
     Ok(())
+}
+
+/// Processes with a lock that keeps the segment from being truncated; 0 stands for prepared transactions.
+fn holders_of(info: &SegmentInfo) -> Vec<i32> {
+    let mut pids: Vec<i32> = [info.ready, info.closures, info.done, info.claims]
+        .into_iter()
+        .flat_map(|oid| lock_conflicts(oid, Lock::AccessExclusive))
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
 }
 
 /// Which jobs a reader wants.

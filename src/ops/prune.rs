@@ -150,6 +150,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
+    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
     if Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
         return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
     }

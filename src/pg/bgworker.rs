@@ -91,13 +91,13 @@ impl Worker<'_> {
         // memory): unwinds.
         let started = unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle) };
         drop(entered);
-        (started && !handle.is_null()).then_some(Handle { raw: handle })
+        ptr::NonNull::new(handle).filter(|_| started).map(|raw| Handle { raw })
     }
 }
 
 /// A worker that this process has asked for.
 pub struct Handle {
-    raw: *mut pg_sys::BackgroundWorkerHandle,
+    raw: ptr::NonNull<pg_sys::BackgroundWorkerHandle>,
 }
 
 impl Handle {
@@ -105,7 +105,7 @@ impl Handle {
     pub fn is_over(&self) -> bool {
         let mut pid: pg_sys::pid_t = 0;
         // SAFETY: allocated by `start`, freed only on drop. Reads shared memory under an LWLock; cannot raise.
-        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.raw, &raw mut pid) };
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.raw.as_ptr(), &raw mut pid) };
         status == pg_sys::BgwHandleStatus::BGWH_STOPPED || status == pg_sys::BgwHandleStatus::BGWH_POSTMASTER_DIED
     }
 }
@@ -114,7 +114,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: allocated by the server for us, in a context that lives as long as the process.
-            unsafe { pg_sys::pfree(self.raw.cast()) }
+            unsafe { pg_sys::pfree(self.raw.as_ptr().cast()) }
         }
     }
 }

@@ -14,10 +14,9 @@ use crate::error::Result;
 pub struct Watcher {
     /// The caller may do it, and the database exists. May wait, and raise.
     pub before: fn(database: u32),
-    /// The command has ended, well or badly. Must not raise. Not called when the session ends meanwhile.
-    pub after: fn(database: u32),
-    /// Databases may have come or changed their name.
-    pub changed: fn(),
+    /// A command that makes or changes a database, or one that `before` was told of, has ended, well or badly; its transaction has
+    /// not. Must not raise. Not called when the session ends meanwhile.
+    pub after: fn(),
 }
 
 type Hook = unsafe extern "C-unwind" fn(
@@ -67,7 +66,8 @@ unsafe extern "C-unwind" fn on_utility(
     // SAFETY: entered from C on the main thread; panics become ereport here, after the destructors of `watched` have run.
     unsafe {
         pg_sys::panic::pgrx_extern_c_guard(|| {
-            let _watch = Watch::begin(watcher, (*statement).utilityStmt);
+            let mut watch = Watch { watcher: *watcher, concerned: false };
+            watch.begin((*statement).utilityStmt);
             pg_sys::ffi::pg_guard_ffi_boundary(|| {
                 before(statement, text, read_only, context, params, environment, receiver, completion);
             });
@@ -78,31 +78,26 @@ unsafe extern "C-unwind" fn on_utility(
 /// Between `before` and `after`; ended by its destructor, also when an error unwinds.
 struct Watch {
     watcher: Watcher,
-    database: Option<u32>,
-    changes: bool,
+    concerned: bool,
 }
 
 impl Watch {
-    fn begin(watcher: &Watcher, statement: *mut pg_sys::Node) -> Self {
+    fn begin(&mut self, statement: *mut pg_sys::Node) {
         // SAFETY: the node of the utility statement, live for the call.
         let (name, changes) = unsafe { database_named_by(statement) };
-        let mut watch = Self { watcher: *watcher, database: None, changes };
-        if let Some(database) = name.and_then(|name| owned_database(name)) {
+        self.concerned = changes;
+        if let Some(database) = name.and_then(owned_database) {
             // Noted first: `before` may raise after it has done something.
-            watch.database = Some(database);
-            (watcher.before)(database);
+            self.concerned = true;
+            (self.watcher.before)(database);
         }
-        watch
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(database) = self.database {
-            (self.watcher.after)(database);
-        }
-        if self.changes && !std::thread::panicking() {
-            (self.watcher.changed)();
+        if self.concerned {
+            (self.watcher.after)();
         }
     }
 }

@@ -61,6 +61,17 @@ pub fn database_exists(oid: u32) -> bool {
     !unsafe { pg_sys::get_database_name(pg_sys::Oid::from(oid)) }.is_null()
 }
 
+/// The name of the session's database, as it is now. Reads the catalog.
+pub fn database_name() -> String {
+    // SAFETY: inside a transaction. May raise (catalog read): unwinds, nothing is held. The name is palloc'd.
+    let name = unsafe { pg_sys::get_database_name(pg_sys::MyDatabaseId) };
+    if name.is_null() {
+        return String::new();
+    }
+    // SAFETY: a null-terminated name, copied at once.
+    unsafe { core::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
 /// This transaction's commit waits for its flush, whatever the settings say.
 pub fn force_synchronous_commit() {
     // SAFETY: sets a backend-local flag, which the end of the transaction resets; cannot raise.

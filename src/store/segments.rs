@@ -65,9 +65,13 @@ REVOKE ALL ON awa_segments.ready_entries_{slot}, awa_segments.lease_claims_{slot
 
 const STORAGE: &str = "autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 2147483647";
 
+pub fn exists(slot: i32) -> bool {
+    rel::relation_oid("awa_segments", &format!("ready_entries_{slot}")).is_some()
+}
+
 /// Creates the tables of a slot unless they are there. The caller is inside `sql::as_owner`.
 pub fn create_if_missing(slot: i32) -> Result<()> {
-    if rel::relation_oid("awa_segments", &format!("ready_entries_{slot}")).is_some() {
+    if exists(slot) {
         return Ok(());
     }
     let script = SHAPE.replace("{slot}", &slot.to_string()).replace("{storage}", STORAGE);

@@ -24,11 +24,12 @@ pub fn checks(place: Option<&Place>, checks: &mut Vec<Check>) {
     checks.push(if starving == 0 {
         Check::ok("worker_slots", "Every maintainer that was needed could be started.")
     } else {
-        Check::error(
-            "worker_slots",
-            format!("The server has had no place for a maintainer for {} s.", (xact::now() - starving) / 1_000_000),
-            "Raise max_worker_processes and restart the server.",
-        )
+        let detail =
+            format!("The server has had no place for another maintainer for {} s.", (xact::now() - starving) / 1_000_000);
+        let hint = "Raise max_worker_processes and restart the server.";
+        // With a maintainer here, another database is concerned.
+        let concerned = place.is_none_or(|place| place.pid == 0);
+        if concerned { Check::error("worker_slots", detail, hint) } else { Check::warning("worker_slots", detail, hint) }
     });
     checks.push(maintainer(place, in_recovery));
     let Some(place) = place.filter(|place| place.pid != 0) else { return };

@@ -39,6 +39,8 @@ struct Maintainer {
     /// What was said last about each task, and about the whole.
     complaints: Vec<Option<String>>,
     state: (Standing, Line),
+    /// For the log.
+    database: String,
 }
 
 pub fn run(arg: u64) {
@@ -61,6 +63,7 @@ pub fn run(arg: u64) {
         known: None,
         complaints: vec![None; Task::ALL.len()],
         state: (Standing::Looking, Line::new()),
+        database: bgworker::run_transaction(c"awa_queue: name", || Ok(xact::database_name())).unwrap_or_default(),
     };
     let verdict = maintainer.work(event);
     workers.leave(place, verdict);
@@ -163,13 +166,16 @@ impl Maintainer {
             return;
         }
         match &state {
-            (Standing::Working, _) => call::log("awa_queue maintainer works".to_owned()),
+            (Standing::Working, _) => call::log(format!("awa_queue maintainer of database \"{}\" works", self.database)),
             (_, reason) if reason.starts_with("version") => call::warn(
-                Error::new(Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "awa_queue maintainer does not work")
-                    .detail(format!("It is idle: {reason}."))
-                    .hint("Run ALTER EXTENSION awa_queue UPDATE, or restart the server to load the installed library."),
+                Error::new(
+                    Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("awa_queue maintainer of database \"{}\" does not work", self.database),
+                )
+                .detail(format!("It is idle: {reason}."))
+                .hint("Run ALTER EXTENSION awa_queue UPDATE, or restart the server to load the installed library."),
             ),
-            (_, reason) => call::log(format!("awa_queue maintainer is idle: {reason}")),
+            (_, reason) => call::log(format!("awa_queue maintainer of database \"{}\" is idle: {reason}", self.database)),
         }
         self.state = state;
     }
@@ -229,7 +235,10 @@ impl Maintainer {
         match outcome {
             Err(error) if complaint.as_deref() != Some(error.message.as_str()) => {
                 *complaint = Some(error.message.clone());
-                let mut shown = Error::new(error.code, format!("maintenance task \"{}\" failed: {}", task.name(), error.message));
+                let mut shown = Error::new(
+                    error.code,
+                    format!("maintenance task \"{}\" of database \"{}\" failed: {}", task.name(), self.database, error.message),
+                );
                 shown.detail.clone_from(&error.detail);
                 shown.hint.clone_from(&error.hint);
                 call::warn(shown);
@@ -237,7 +246,7 @@ impl Maintainer {
             Err(_) => {}
             Ok(outcome) => {
                 if complaint.take().is_some() {
-                    call::log(format!("maintenance task \"{}\" works again", task.name()));
+                    call::log(format!("maintenance task \"{}\" of database \"{}\" works again", task.name(), self.database));
                 }
                 if outcome.rows > 0 || outcome.generation.is_some() {
                     call::debug(format!("maintenance task \"{}\": {}, {} rows", task.name(), outcome.outcome, outcome.rows));
@@ -281,7 +290,10 @@ fn look(known: Option<u32>) -> Result<(Found, Option<u32>)> {
     }
     match sql::as_owner(ledger, instance::owned)? {
         None => Ok((Found::Idle(line("no queue was created yet")), None)),
-        Some(false) => Ok((Found::Idle(line("the jobs belong to another server or database; see awa.adopt()")), None)),
+        Some(false) => Ok((
+            Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()")),
+            None,
+        )),
         Some(true) => Ok((Found::Ready, Some(ledger.to_u32()))),
     }
 }

@@ -398,8 +398,10 @@ impl Desk {
 
 thread_local! {
     static MY_PLACE: Cell<Option<usize>> = const { Cell::new(None) };
-    /// This transaction creates the extension, or adopts the jobs.
+    /// This transaction creates the extension, the first queue, or adopts the jobs.
     static ANNOUNCES: Cell<bool> = const { Cell::new(false) };
+    /// This transaction has run a command on databases, which has ended. Others see what it did when the transaction has.
+    static COMMANDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The end of a maintainer, whatever the reason. Runs where nothing may raise.
@@ -429,10 +431,21 @@ pub fn announce_at_commit() {
 
 /// Transaction callback.
 pub fn on_transaction_end(committed: bool) {
-    if !ANNOUNCES.take() || !committed {
+    let (announces, commanded) = (ANNOUNCES.take(), COMMANDED.take());
+    if !announces && !commanded {
         return;
     }
     let Some(workers) = workers() else { return };
+    if commanded {
+        let pid = xact::my_pid();
+        workers.tell_launcher(|desk| {
+            desk.holds.retain(|hold| hold.pid != pid);
+            desk.databases_changed = true;
+        });
+    }
+    if !announces || !committed {
+        return;
+    }
     let database = xact::database_oid();
     workers.tell_launcher(|desk| {
         if !desk.announced.contains(&database) && desk.announced.push(database).is_err() {
@@ -513,18 +526,7 @@ fn wait_until_gone(pid: i32) {
     }
 }
 
-/// The command has ended. Must not raise.
-pub fn release(database: u32) {
-    let Some(workers) = workers() else { return };
-    let pid = xact::my_pid();
-    workers.tell_launcher(|desk| {
-        desk.holds.retain(|hold| hold.pid != pid || hold.database != database);
-        desk.databases_changed = true;
-    });
-}
-
-/// Databases may have come, or changed what they are. Must not raise.
-pub fn databases_changed() {
-    let Some(workers) = workers() else { return };
-    workers.tell_launcher(|desk| desk.databases_changed = true);
+/// The command has ended; at the end of its transaction the maintainer may come back, and the launcher looks at the databases.
+pub fn after_command() {
+    COMMANDED.set(true);
 }

@@ -46,7 +46,7 @@ suites! {
     ];
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
-        every_acknowledged_job_has_one_end_over_rebuilds,
+        every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
     ];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
@@ -77,6 +77,16 @@ suites! {
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
+    ];
+    maintainer: [
+        it_comes_with_the_commit_of_create_extension, it_leaves_with_the_extension_and_comes_with_the_next,
+        commands_that_need_an_empty_database_succeed, after_a_command_that_failed_it_comes_back,
+        segments_are_rotated_and_pruned_with_no_call_by_hand, a_stuck_job_is_given_back_with_no_call_by_hand,
+        an_idle_tick_costs_no_transaction_id_and_no_wal, a_reload_changes_its_interval_and_switches_it_off_and_on,
+        a_failing_task_does_not_stop_the_others, a_lock_in_the_way_is_no_failure, a_terminated_worker_comes_back,
+        after_a_crash_it_comes_back, a_standby_gets_one_when_it_is_promoted,
+        without_a_place_for_a_worker_it_says_so_and_comes_later, another_version_is_refused_loudly,
+        a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
 }

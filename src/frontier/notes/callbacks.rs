@@ -342,6 +342,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                 frontier.queue(place).forget_generation(generation);
             }
         }),
+        Note::FrontierVoid => build::void(frontier),
         Note::SegmentPruned { generation, slot } => {
             frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));
             frontier.set_tombstones(slot, false);
@@ -430,8 +431,11 @@ fn undo(frontier: &Frontier, note: Note) {
                 queue.existence = Existence::Live;
             }
         }
-        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } | Note::HistoryGone { .. } => {
-        }
+        Note::SegmentOpened { .. }
+        | Note::SegmentPruneStarted { .. }
+        | Note::SegmentPruned { .. }
+        | Note::HistoryGone { .. }
+        | Note::FrontierVoid => {}
     }
 }
 

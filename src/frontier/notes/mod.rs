@@ -105,6 +105,8 @@ pub enum Note {
         generation: i64,
         slot: i32,
     },
+    /// What memory says is void: the log was changed behind its back.
+    FrontierVoid,
 }
 
 #[derive(Clone, Copy)]

@@ -165,10 +165,9 @@ impl Step<'_> {
             outcome: Outcome::Moved,
         });
         let position = Position::at(head.key, head.tid);
-        let is_nobodys = {
-            let held = frontier.queue(queue.place);
-            queue.is_usable(&held) && held.will_reach(id, position, row.xmin_full())
-        };
+        let will_reach = frontier.queue(queue.place).will_reach(id, position, row.xmin_full());
+        // In this order: whoever goes past the guard says so before his cursor does.
+        let is_nobodys = will_reach || frontier.with_named(name, |guard| guard.passed).unwrap_or(false);
         // Asked again with the guard standing: no cancel can slip between.
         if !is_nobodys || (frontier.has_tombstones(info.slot) && taking::is_tombstoned(&info, &head)?) {
             frontier.with_partition(partition, |entries| entries.free(name.slot));
