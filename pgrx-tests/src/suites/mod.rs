@@ -48,6 +48,7 @@ suites! {
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
         every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
+        every_acknowledged_job_has_one_end_under_maintenance,
     ];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
