@@ -6,7 +6,7 @@ CREATE EXTENSION awa_queue;
 RESET client_min_messages;
 SET awa.prune_grace = 0;
 SELECT outcome, generation, slot, detail FROM awa.prune();
-SELECT awa.create_queue('ring', backoff => '0', backoff_max => '0');
+SELECT awa.create_queue('ring', backoff => '0', backoff_max => '0', cancelled_retention => '0');
 SELECT outcome, generation, slot, detail FROM awa.prune();
 SELECT generation, slot, state FROM awa.stat_segments ORDER BY generation;
 

@@ -154,14 +154,20 @@ impl Frontier {
     }
 
     fn attach_slowly() -> Result<Self> {
+        let mut frontier = Self::as_it_is()?;
+        frontier.word = build::ensure(&frontier)?;
+        Ok(frontier)
+    }
+
+    /// Attaches to whatever is there, built or not. For those who void it; others want `attach`.
+    pub fn as_it_is() -> Result<Self> {
         let shared = shared()?;
         notes::register_callbacks();
         xact::refuse_recovery("the working state of the queue")?;
         let ledger = ledger_oid()?;
         let database = shared.database_slot(ledger)?;
-        let mut frontier = Self { shared, database, word: 0, ledger };
-        frontier.word = build::ensure(&frontier)?;
-        Ok(frontier)
+        let frontier = Self { shared, database, word: 0, ledger };
+        Ok(Self { word: frontier.state().load(Ordering::Acquire), ..frontier })
     }
 
     fn state(&self) -> &'static AtomicU64 {

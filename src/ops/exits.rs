@@ -16,9 +16,9 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, notes};
-use crate::ops::enqueue;
 use crate::ops::handle::Queue;
 use crate::ops::taking::is_row_of;
+use crate::ops::{dlq, enqueue};
 use crate::pg::rel::Rel;
 use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, has_ended, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
@@ -250,7 +250,7 @@ pub fn fail(frontier: &Frontier, job_id: i64, lease: i64, failure: &Failure) -> 
         Ok((_, entry)) => entry,
         Err(answer) => return Ok(answer),
     };
-    conclude_failure(frontier, &entry, outcome, failure.error.as_deref(), failure.retry_after)?;
+    let outcome = conclude_failure(frontier, &entry, outcome, failure.error.as_deref(), failure.retry_after)?;
     Ok(Answer::Done(outcome))
 }
 
@@ -265,11 +265,17 @@ pub fn conclude_failure(
     outcome: Outcome,
     error: Option<&[u8]>,
     retry_after: Option<i64>,
-) -> Result<()> {
+) -> Result<Outcome> {
     let (segment, ready) = segment_of(frontier, entry.generation)?;
     let now = xact::now();
     let before = with_row(&segment, &ready, entry, |row| row.copy_datum(ready::ERRORS))?;
     let history = errors::append(frontier, before, i32::from(entry.attempt), now, error)?;
+    // Whether the job is kept as a dead letter is asked of the queue here, for every way to fail; the entry and its mark say "failed".
+    let dead_letter = outcome == Outcome::Failed && dlq::wanted(frontier, entry);
+    let outcome = if dead_letter { Outcome::DeadLettered } else { outcome };
+    if dead_letter {
+        notes::amend_last_closing(outcome);
+    }
     let closure = Closure {
         closed_at: now,
         job_id: entry.job_id,
@@ -279,9 +285,12 @@ pub fn conclude_failure(
         errors: (outcome == Outcome::Failed).then_some(history),
     };
     evidence::append_closures(&segment, &[closure])?;
-    if outcome == Outcome::Failed {
+    if dead_letter {
+        dlq::add(frontier, entry, &segment, &ready, now, history)?;
+    }
+    if outcome.is_terminal() {
         // The job is finished: nothing more to append.
-        return Ok(());
+        return Ok(outcome);
     }
     let delay = match retry_after {
         Some(delay) => delay,
@@ -291,7 +300,8 @@ pub fn conclude_failure(
         }
     };
     let next = NextCopy { attempt: entry.attempt, run_at: now.saturating_add(delay), errors: Some(history) };
-    append_next(frontier, entry, &segment, &ready, next)
+    append_next(frontier, entry, &segment, &ready, next)?;
+    Ok(outcome)
 }
 
 /// Ends the attempt without using it up: the job runs again after `delay`.
@@ -327,7 +337,7 @@ pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Result<O
 
 fn touch<R>(frontier: &Frontier, job_id: i64, lease: i64, body: impl FnOnce(&mut Entry) -> R) -> Result<Option<R>> {
     let touched = frontier.with_partition(frontier.partition_of(job_id), |entries| {
-        let slot = entries.find(job_id, |entry| entry.state == State::Claimed && entry.lease == lease && entry.close_xid == 0)?;
+        let slot = entries.find(job_id, |entry| entry.is_alive(lease))?;
         entries.get_mut(slot).map(body)
     });
     // While the frontier is built, nothing is there.

@@ -11,7 +11,6 @@ mod patience;
 use std::collections::BTreeMap;
 
 use awa_protocol::lane::Lane;
-use awa_protocol::lifecycle::Outcome as End;
 use awa_protocol::queue::Counts;
 use awa_protocol::rebuild::Fate;
 use awa_protocol::ring::{Segment, SegmentState};
@@ -19,6 +18,7 @@ use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, build, notes};
+use crate::ops::retention;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::ops::standing::{self, Standing};
 use crate::ops::tasks::Outcome;
@@ -141,6 +141,10 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if !writers.is_empty() {
         return Ok(about("blocked", segment, holders(&writers)));
     }
+    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
+    let Some(_quiet) = Rel::open_if_lockable(info.ready, Lock::Share)? else {
+        return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
+    };
     let mut history = BTreeMap::new();
     // Where claimers may come by, nobody is kept out for the length of a proof that is likely to fail.
     if !standing.looks_drained()
@@ -156,6 +160,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
+    retention::keep(frontier, info, &mut history)?;
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
@@ -188,7 +193,9 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
                 let queue_id = Lane::from_number(seen.lane).queue_id;
                 let open = match fold.fate(seen.job_id, seen.hop) {
                     Fate::Closed(outcome) => {
-                        count(history.entry(queue_id).or_default(), outcome);
+                        if outcome.is_history() {
+                            notes::count_finished(history.entry(queue_id).or_default(), outcome, 1);
+                        }
                         None
                     }
                     Fate::Open(_) => Some("running"),
@@ -201,15 +208,6 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
         }
     }
     Ok(None)
-}
-
-fn count(counts: &mut Counts, outcome: End) {
-    match outcome {
-        End::Completed => counts.completed += 1,
-        End::Failed => counts.failed += 1,
-        End::Cancelled => counts.cancelled += 1,
-        End::Retry | End::Snooze | End::Moved => {}
-    }
 }
 
 fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {

@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 
+use awa_protocol::limits::LIVE_SEGMENTS;
 use awa_protocol::ring::{Due, Limits, Room, Rotation, Segment, SegmentState};
 use pgrx::PgSqlErrorCode as Code;
 
@@ -155,6 +156,32 @@ fn open_segment(frontier: &Frontier, generation: i64, slot: i32) -> Result<Outco
     notes::reserve(frontier, 1)?;
     notes::push(notes::Note::SegmentOpened { segment: info });
     Ok(Outcome::of_segment("rotated", generation, slot))
+}
+
+/// Creates the tables of further slots; how many slots have tables.
+pub fn add_segments(frontier: &Frontier, count: i32) -> Result<i32> {
+    let most = LIVE_SEGMENTS as i32;
+    if !(1..=most).contains(&count) {
+        return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, format!("count must be between 1 and {most}"))
+            .detail(format!("It is {count}."))
+            .hint("A segment of the ring has four tables; few are needed."));
+    }
+    let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
+    frontier.check_current()?;
+    sql::as_owner(frontier.ledger, || {
+        let mut missing: Vec<i32> = (0..most).filter(|slot| !segments::exists(*slot)).collect();
+        let existing = most - missing.len() as i32;
+        if existing + count > most {
+            return Err(Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, format!("a ring has at most {most} segments"))
+                .detail(format!("{existing} have tables already."))
+                .hint("Ask for fewer."));
+        }
+        missing.truncate(count as usize);
+        for slot in missing {
+            segments::create_if_missing(slot)?;
+        }
+        Ok(existing + count)
+    })
 }
 
 /// The first queue of a database opens the first segment.

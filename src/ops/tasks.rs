@@ -4,26 +4,40 @@ use awa_protocol::overdue::Overdue;
 
 use crate::error::Result;
 use crate::frontier::Frontier;
-use crate::ops::{prune, rescue, rotate};
+use crate::ops::{carry, deferred, prune, rescue, retention, rotate};
 
 /// In the order of urgency: a stuck job first, space later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     RescueExpiredDeadlines,
     RescueStaleHeartbeats,
+    PromoteDeferred,
     Rotate,
+    CarryForward,
     Prune,
+    Retention,
 }
 
 impl Task {
-    pub const ALL: [Self; 4] = [Self::RescueExpiredDeadlines, Self::RescueStaleHeartbeats, Self::Rotate, Self::Prune];
+    pub const ALL: [Self; 7] = [
+        Self::RescueExpiredDeadlines,
+        Self::RescueStaleHeartbeats,
+        Self::PromoteDeferred,
+        Self::Rotate,
+        Self::CarryForward,
+        Self::Prune,
+        Self::Retention,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::RescueExpiredDeadlines => "rescue_expired_deadlines",
             Self::RescueStaleHeartbeats => "rescue_stale_heartbeats",
+            Self::PromoteDeferred => "promote_deferred",
             Self::Rotate => "rotate",
+            Self::CarryForward => "carry_forward",
             Self::Prune => "prune",
+            Self::Retention => "retention",
         }
     }
 
@@ -66,5 +80,8 @@ pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
         Task::RescueStaleHeartbeats => rescue::rescue(frontier, Overdue::Heartbeat),
         Task::Rotate => rotate::rotate_if_due(frontier),
         Task::Prune => prune::prune_if_due(frontier),
+        Task::Retention => retention::expire(frontier),
+        Task::PromoteDeferred => deferred::promote(frontier),
+        Task::CarryForward => carry::carry_forward(frontier),
     }
 }

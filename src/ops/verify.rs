@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::{Lane, Position};
-use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
 use awa_protocol::queue::{Counts, Existence, Gap, Track};
 use awa_protocol::rebuild::{Fate, ReadyRow};
@@ -22,7 +21,9 @@ use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
-use crate::store::{datum, queues};
+use crate::pg::sql;
+use crate::store::finished::{self, Shelf};
+use crate::store::{datum, deferred, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -45,6 +46,9 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
         }
         for info in frontier.live_segments() {
             wait_for_lockers(info.ready, Lock::Share);
+        }
+        for shelf in Shelf::ALL {
+            wait_for_lockers(shelf.table()?, Lock::Share);
         }
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));
@@ -75,6 +79,10 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     for info in frontier.live_segments() {
         held.push(Rel::open(info.ready, Lock::Share)?);
     }
+    // Whoever deletes finished jobs from them changes counts.
+    for shelf in Shelf::ALL {
+        held.push(Rel::open(shelf.table()?, Lock::Share)?);
+    }
     build::rebuild(frontier)
 }
 
@@ -93,8 +101,14 @@ fn is_on_its_way(entry: &Entry) -> bool {
 
 fn shown(counts: &Counts) -> String {
     format!(
-        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled",
-        counts.immediate, counts.scheduled, counts.running, counts.completed, counts.failed, counts.cancelled
+        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled, {} dead-lettered",
+        counts.immediate,
+        counts.scheduled,
+        counts.running,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.dead_lettered
     )
 }
 
@@ -104,7 +118,7 @@ struct Live {
     tracks: Vec<Track>,
     gaps: Vec<Gap>,
     counts: Counts,
-    activity: [u64; 5],
+    activity: [u64; 6],
 }
 
 fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
@@ -121,7 +135,7 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
         gaps.extend_from_slice(queue.gaps());
         let (queue_id, counts, t) = (queue.queue_id, queue.counts, queue.totals);
         drop(queue);
-        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed];
+        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed, t.carried];
         all.insert(queue_id, Live { place, tracks, gaps, counts, activity });
     }
     all
@@ -170,7 +184,11 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
         comparison.segment(info)?;
     }
+    comparison.deferred(frontier)?;
     comparison.leftovers();
+    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+        notes::add_counts(comparison.counts.entry(queue_id).or_default(), &counts);
+    }
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -217,9 +235,8 @@ impl Comparison {
         match fate {
             Fate::Ready => *notes::waiting(counts, lane.sub) += 1,
             Fate::Open(_) => counts.running += 1,
-            Fate::Closed(Outcome::Completed) => counts.completed += 1,
-            Fate::Closed(Outcome::Failed) => counts.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => counts.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(counts, *outcome, 1),
             Fate::Closed(_) => {}
         }
     }
@@ -284,6 +301,22 @@ impl Comparison {
                 );
             }
         }
+    }
+
+    /// Jobs that wait outside the ring are in no segment.
+    fn deferred(&mut self, frontier: &Frontier) -> Result<()> {
+        let (counts, open, differences) = (&mut self.counts, &self.open_copies, &mut self.differences);
+        sql::as_owner(frontier.ledger, || {
+            deferred::each(None, |entry| {
+                let queue_id = Lane::from_number(entry.lane).queue_id;
+                counts.entry(queue_id).or_default().scheduled += 1;
+                if let Some(other) = open.get(&entry.job_id) {
+                    let key = Key { problem: "two_copies_are_live", queue_id, job_id: entry.job_id, hop: entry.hop };
+                    differences.insert(key, format!("deferred, and copy {other} is live in the ring"));
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Entries for which the log has no row.

@@ -163,12 +163,7 @@ pub fn connect(database: Option<u32>) {
 pub fn fix_setting(name: &'static CStr, value: &'static CStr) {
     // SAFETY: static strings. May raise (unknown setting): unwinds.
     unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
+        pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE);
     }
 }
 
@@ -270,7 +265,10 @@ pub fn honour_signals() -> bool {
     let (dying, reload) = unsafe {
         // A cancel that finds nothing to cancel.
         pg_sys::QueryCancelPending = 0;
-        (ptr::read_volatile(&raw const pg_sys::ProcDiePending) != 0, ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0)
+        (
+            ptr::read_volatile(&raw const pg_sys::ProcDiePending) != 0,
+            ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0,
+        )
     };
     if dying {
         leave(true);

@@ -24,7 +24,8 @@ pub fn checks(place: Option<&Place>, checks: &mut Vec<Check>) {
     checks.push(if starving == 0 {
         Check::ok("worker_slots", "Every maintainer that was needed could be started.")
     } else {
-        let detail = format!("The server has had no place for another maintainer for {} s.", (xact::now() - starving) / 1_000_000);
+        let detail =
+            format!("The server has had no place for another maintainer for {} s.", (xact::now() - starving) / 1_000_000);
         let hint = "Raise max_worker_processes and restart the server.";
         // With a maintainer here, another database is concerned.
         let concerned = place.is_none_or(|place| place.pid == 0);

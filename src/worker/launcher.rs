@@ -123,11 +123,8 @@ impl Launcher {
         self.listed = Some(now);
         let oids: std::collections::HashSet<u32> = found.iter().map(|database| database.oid).collect();
         for database in found {
-            let known = self.known.entry(database.oid).or_insert_with(|| Known {
-                name: String::new(),
-                case: Case::Due,
-                failures: 0,
-            });
+            let known =
+                self.known.entry(database.oid).or_insert_with(|| Known { name: String::new(), case: Case::Due, failures: 0 });
             known.name = database.name;
         }
         let workers = self.workers;

@@ -34,8 +34,6 @@ struct Maintainer {
     /// Microseconds since then: a clock that never goes back.
     origin: Instant,
     activities: Vec<CString>,
-    /// Which incarnation of the extension was found to be ours.
-    known: Option<u32>,
     /// What was said last about each task, and about the whole.
     complaints: Vec<Option<String>>,
     state: (Standing, Line),
@@ -60,7 +58,6 @@ pub fn run(arg: u64) {
         schedule: Schedule::new(paces, settings::maintenance_interval(), 0),
         origin: Instant::now(),
         activities: Task::ALL.into_iter().map(activity).collect(),
-        known: None,
         complaints: vec![None; Task::ALL.len()],
         state: (Standing::Looking, Line::new()),
         database: bgworker::run_transaction(c"awa_queue: name", || Ok(xact::database_name())).unwrap_or_default(),
@@ -147,14 +144,11 @@ impl Maintainer {
     // ---- whether ---------------------------------------------------------------------------------------------------------
 
     fn look(&mut self) -> Found {
-        let known = self.known;
-        let looked = bgworker::run_transaction(c"awa_queue: look", || look(known));
-        match looked {
-            Ok((found, incarnation)) => {
-                self.known = incarnation;
-                found
-            }
+        match bgworker::run_transaction(c"awa_queue: look", look) {
+            Ok(found) => found,
             // Tables that are being restored, dropped or locked: there will be another look.
+            // A lock in the way for a moment changes nothing; the steps would meet it, too.
+            Err(error) if is_in_the_way(&error) && self.state.0 == Standing::Working => Found::Ready,
             Err(error) => Found::Idle(line(&format!("cannot look: {}", error.message))),
         }
     }
@@ -172,8 +166,8 @@ impl Maintainer {
                     Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!("awa_queue maintainer of database \"{}\" does not work", self.database),
                 )
-                    .detail(format!("It is idle: {reason}."))
-                    .hint("Run ALTER EXTENSION awa_queue UPDATE, or restart the server to load the installed library."),
+                .detail(format!("It is idle: {reason}."))
+                .hint("Run ALTER EXTENSION awa_queue UPDATE, or restart the server to load the installed library."),
             ),
             (_, reason) => call::log(format!("awa_queue maintainer of database \"{}\" is idle: {reason}", self.database)),
         }
@@ -235,7 +229,10 @@ impl Maintainer {
         match outcome {
             Err(error) if complaint.as_deref() != Some(error.message.as_str()) => {
                 *complaint = Some(error.message.clone());
-                let mut shown = Error::new(error.code, format!("maintenance task \"{}\" of database \"{}\" failed: {}", task.name(), self.database, error.message));
+                let mut shown = Error::new(
+                    error.code,
+                    format!("maintenance task \"{}\" of database \"{}\" failed: {}", task.name(), self.database, error.message),
+                );
                 shown.detail.clone_from(&error.detail);
                 shown.hint.clone_from(&error.hint);
                 call::warn(shown);
@@ -267,31 +264,24 @@ impl Maintainer {
 
 /// 40001 and 40P01: somebody else was faster; 55P03: a lock was not free.
 fn is_in_the_way(error: &Error) -> bool {
-    [
-        Code::ERRCODE_LOCK_NOT_AVAILABLE,
-        Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-        Code::ERRCODE_T_R_DEADLOCK_DETECTED,
-    ]
-    .contains(&error.code)
+    [Code::ERRCODE_LOCK_NOT_AVAILABLE, Code::ERRCODE_T_R_SERIALIZATION_FAILURE, Code::ERRCODE_T_R_DEADLOCK_DETECTED]
+        .contains(&error.code)
 }
 
-/// In a transaction. `known`: the incarnation that was found to be ours before. Writes nothing.
-fn look(known: Option<u32>) -> Result<(Found, Option<u32>)> {
-    let Some(version) = extension::version()? else { return Ok((Found::NoExtension, None)) };
+/// In a transaction. Writes nothing.
+fn look() -> Result<Found> {
+    let Some(version) = extension::version()? else { return Ok(Found::NoExtension) };
     if version != env!("CARGO_PKG_VERSION") {
         let reason = format!("version {version} of the extension, version {} of the library", env!("CARGO_PKG_VERSION"));
-        return Ok((Found::Idle(line(&reason)), None));
+        return Ok(Found::Idle(line(&reason)));
     }
     if !settings::maintenance() {
-        return Ok((Found::Idle(line("awa.maintenance is off")), known));
+        return Ok(Found::Idle(line("awa.maintenance is off")));
     }
-    let ledger = ledger_oid()?;
-    if known == Some(ledger.to_u32()) {
-        return Ok((Found::Ready, known));
-    }
-    match sql::as_owner(ledger, instance::owned)? {
-        None => Ok((Found::Idle(line("no queue was created yet")), None)),
-        Some(false) => Ok((Found::Idle(line("the jobs belong to another server or database; see awa.adopt()")), None)),
-        Some(true) => Ok((Found::Ready, Some(ledger.to_u32()))),
-    }
+    // At each look: a restore may begin at any time.
+    Ok(match sql::as_owner(ledger_oid()?, instance::owned)? {
+        None => Found::Idle(line("no queue was created yet")),
+        Some(false) => Found::Idle(line("the jobs belong to another server or database, or a restore is under way")),
+        Some(true) => Found::Ready,
+    })
 }

@@ -27,12 +27,6 @@ pub fn register() {
         return;
     }
     utility::watch(utility::Watcher { before: shared::hold, after: shared::after_command });
-    Worker {
-        name: "awa_queue launcher",
-        kind: "awa_queue launcher",
-        function: "awa_launcher_main",
-        arg: 0,
-        restart: Some(5),
-    }
-    .register();
+    Worker { name: "awa_queue launcher", kind: "awa_queue launcher", function: "awa_launcher_main", arg: 0, restart: Some(5) }
+        .register();
 }

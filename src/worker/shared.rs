@@ -42,19 +42,6 @@ pub enum Standing {
     Waiting,
 }
 
-impl Standing {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Free => "none",
-            Self::Starting => "starting",
-            Self::Looking => "looking",
-            Self::Idle => "idle",
-            Self::Working => "working",
-            Self::Waiting => "waiting",
-        }
-    }
-}
-
 /// Why a maintainer has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -238,9 +225,8 @@ impl Workers {
     }
 
     pub fn place_of(&self, database: u32) -> Option<usize> {
-        (0..self.places()).find(|place| {
-            self.with_place(*place, |place| place.standing != Standing::Free && place.database == database)
-        })
+        (0..self.places())
+            .find(|place| self.with_place(*place, |place| place.standing != Standing::Free && place.database == database))
     }
 
     /// A copy, for a look.

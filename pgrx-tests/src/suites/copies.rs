@@ -25,6 +25,18 @@ fn set_up(stage: &Stage<'_>) -> Result<Scene> {
     // The first segment has only finished jobs, and its truncation has begun.
     enqueue(&mut client, 5)?;
     drain(&mut client)?;
+    client.batch_execute("SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true, completed_retention => '1 year')")?;
+    // Finished jobs that are kept outside of the ring, and dead letters.
+    for (kind, end) in [
+        ("kept", "awa.complete(job_id, run_lease)"),
+        ("cancelled", "awa.cancel(job_id, 'not wanted')"),
+        ("letter", "awa.fail(job_id, run_lease, 'x')"),
+        ("letter", "awa.fail(job_id, run_lease, 'y')"),
+    ] {
+        let enqueue = format!("SELECT awa.enqueue('letters', '{kind}', '{{\"n\": 1}}', tags => '{{a,b}}', metadata => '7')");
+        client.batch_execute(&enqueue)?;
+        client.batch_execute(&format!("SELECT {end} FROM awa.claim('letters')"))?;
+    }
     rotate(&mut client)?;
     let begun: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
     ensure!(begun == "prune_started", "prune answered {begun}");
@@ -80,6 +92,7 @@ fn picture(client: &mut Client) -> Result<Vec<String>> {
         "SELECT c::text FROM awa.queue_counts() AS c ORDER BY queue",
         "SELECT (to_jsonb(j) - 'heartbeat_at' - 'deadline_at')::text FROM awa.jobs AS j ORDER BY job_id",
         "SELECT to_jsonb(j)::text FROM awa.terminal_jobs AS j ORDER BY job_id",
+        "SELECT to_jsonb(d)::text FROM awa.dlq AS d ORDER BY job_id",
         "SELECT q::text FROM awa.queues AS q ORDER BY queue",
         "SELECT (to_jsonb(s) - 'bytes' - 'opened_at')::text FROM awa.stat_segments AS s ORDER BY generation",
     ] {
@@ -125,6 +138,12 @@ fn check_copy(stage: &Stage<'_>, scene: &Scene, original: &[String]) -> Result<(
     let more = enqueue(&mut client, 300)?;
     ensure!(more.iter().all(|id| original.iter().all(|line| !line.contains(&format!("\"job_id\": {id},")))), "an identifier was given out again");
     ensure!(drain(&mut other)? == more, "new jobs do not come out");
+    // What lay outside of the ring can be brought back there.
+    let letters: i64 = client.query_one("SELECT awa.dlq_retry_many('letters')", &[])?.try_get(0)?;
+    let kept = "SELECT awa.retry(job_id) FROM awa.terminal_jobs WHERE queue = 'letters' AND state = 'cancelled'";
+    let kept: String = client.query_one(kept, &[])?.try_get(0)?;
+    let out: i64 = client.query_one("SELECT count(*) FROM awa.claim('letters', 10)", &[])?.try_get(0)?;
+    ensure!((letters, kept.as_str(), out) == (2, "retried", 3), "{letters} letters came back, the kept job was {kept}, {out} came out");
     client.batch_execute("SET awa.prune_grace = 0")?;
     let pruned: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
     ensure!(pruned == "pruned", "prune answered {pruned}");

@@ -33,6 +33,10 @@ pub const WRITES: &[&str] = &[
     "SELECT awa.drop_queue('q')",
     "SELECT awa.rotate()",
     "SELECT awa.prune()",
+    "SELECT awa.rescue_expired_deadlines()",
+    "SELECT awa.rescue_stale_heartbeats()",
+    "SELECT awa.run_maintenance('rotate')",
+    "SELECT awa.add_segments(1)",
 ];
 
 /// A call of each function that reads, or changes memory only.
@@ -58,7 +62,7 @@ pub const OTHERS: &[&str] = &["SELECT awa.extend(1, 1, '1 s')", "SELECT awa.rebu
 
 /// They answer wherever they are called, or have a case of their own.
 const UNLISTED: &[&str] =
-    &["version", "adopt", "jobs_insert", "announce", "doctor", "wake_maintenance", "maintenance_stats", "metrics"];
+    &["version", "adopt", "pre_restore", "post_restore", "jobs_insert", "announce", "doctor", "wake_maintenance", "maintenance_stats", "metrics"];
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {

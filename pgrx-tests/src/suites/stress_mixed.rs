@@ -57,7 +57,7 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
     let steps = number("AWA_STRESS_STEPS", 250);
     println!("        stress_mixed: AWA_SEED={seed} AWA_STRESS_STEPS={steps}");
-    stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms')")?;
+    stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms', dead_letters => true)")?;
     // The kind is known before any snapshot that a worker will keep.
     stage.connect()?.batch_execute("SELECT awa.cancel(awa.enqueue('q', 'stress'))")?;
     let book = Book::default();
@@ -98,14 +98,22 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     book.finish_open_attempts(&mut stage.connect()?)?;
     drain(&book, &mut stage.connect()?)?;
     stage.verify_clean()?;
+    book.check_history(&history(stage)?)?;
     book.balance()
+}
+
+/// Identifiers of all finished jobs that are shown, wherever they lie.
+fn history(stage: &Stage<'_>) -> Result<Vec<i64>> {
+    let sql = "SELECT job_id FROM awa.terminal_jobs UNION ALL SELECT job_id FROM awa.dlq";
+    let rows = stage.connect()?.query(sql, &[])?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
 /// Killed sessions may take a moment to go.
 fn settle(stage: &Stage<'_>) -> Result<()> {
     let mut client = stage.connect()?;
     let gone = wait_until(Duration::from_secs(30), || {
-        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
         client.query_one(others, &[]).is_ok_and(|row| row.try_get::<_, i64>(0).is_ok_and(|count| count == 0))
     });
     ensure!(gone, "sessions of workers are still there");

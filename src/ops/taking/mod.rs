@@ -496,7 +496,7 @@ pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
 }
 
 /// Was this copy closed without ever having been claimed?
-fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
     let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
     let index = Index::open(&rel, segment.closures_index)?;
     let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;

@@ -12,6 +12,7 @@ pub mod mutants;
 pub mod attempt;
 pub mod backoff;
 pub mod batch;
+pub mod carry;
 pub mod closed;
 pub mod lane;
 pub mod lifecycle;

@@ -31,6 +31,10 @@ pub const TAG_BYTES: usize = 200;
 pub const PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 /// Same `run_at` in a row: keys are spread over this many microseconds, so that a tie is never long.
 pub const TIE_SPREAD: u32 = 1024;
+/// Finished jobs that one step of retention deletes from each table.
+pub const RETENTION_ROWS: usize = 1000;
+/// Jobs that one step of carry-forward moves, or of the way back from `awa.deferred_jobs`.
+pub const JOBS_PER_CARRY: usize = 512;
 /// Steps of the walk that keeps holes in order.
 pub const HOLE_WALK: u32 = 64;
 /// Tasks of maintenance.

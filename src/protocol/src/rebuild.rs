@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 pub use crate::closed::Copy_;
 use crate::closed::{ClosedCopies, Closure, CopyMap};
-use crate::lane::{Lane, Position};
+use crate::lane::{BORN_CLAIMED, Lane, Position};
 use crate::lifecycle::Outcome;
 use crate::queue::{NO_KEY, TrackId};
 
@@ -65,9 +65,17 @@ impl SegmentFold {
         Self { generation, ..Self::default() }
     }
 
+    /// A finished copy may be closed once more, when the job is tried again or deleted: that evidence counts.
     /// `unclaimed`: the closure carries a tombstone, for claimers that have not reached the row.
     pub fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool) {
-        if self.closed.close(job_id, hop, Closure { outcome, unclaimed }).is_some() {
+        let Some(before) = self.closed.close(job_id, hop, Closure { outcome, unclaimed }) else { return };
+        if outcome.supersedes(before.outcome) {
+            // What was never claimed stays so: the cursor has not passed it.
+            let unclaimed = before.unclaimed && !mutant!("superseded_counts_as_claimed");
+            self.closed.close(job_id, hop, Closure { outcome, unclaimed });
+        } else if before.outcome.supersedes(outcome) && !mutant!("superseding_evidence_lost") {
+            self.closed.close(job_id, hop, Closure { outcome: before.outcome, unclaimed });
+        } else {
             self.closed_twice.push((job_id, hop));
         }
     }
@@ -81,7 +89,10 @@ impl SegmentFold {
         match self.closed.complete_first(job_id) {
             Some(true) => true,
             Some(false) => {
-                self.closed_twice.push((job_id, hop));
+                let deleted = self.closed.get(job_id, hop).is_some_and(|known| known.outcome.supersedes(Outcome::Completed));
+                if !deleted {
+                    self.closed_twice.push((job_id, hop));
+                }
                 true
             }
             None => false,
@@ -125,6 +136,12 @@ impl SegmentFold {
         let fate = self.fate(row.job_id, row.hop);
         let unclaimed = self.closed.get(row.job_id, row.hop).is_some_and(|closure| closure.unclaimed);
         let track = self.tracks.entry(row.lane).or_default();
+        if row.position.key == BORN_CLAIMED && !mutant!("cursor_from_born_claimed") {
+            // No scan has anything to do with it: it says nothing about the track, only that its attempt runs or has ended.
+            track.ready += i64::from(fate == Fate::Ready);
+            track.running += i64::from(matches!(fate, Fate::Open(_)));
+            return fate;
+        }
         track.last = track.last.max(Some(row.position.key));
         match fate {
             Fate::Ready => {
@@ -151,6 +168,10 @@ impl SegmentFold {
         let Some(track) = self.tracks.get_mut(&row.lane) else { return false };
         if !matches!(fate, Fate::Ready) {
             return false;
+        }
+        if row.position.key == BORN_CLAIMED {
+            // Its claim is missing: better that the job runs again than never.
+            return true;
         }
         if track.cursor.is_some_and(|cursor| row.position <= cursor) && !mutant!("rows_below_cursor_forgotten") {
             return true;
@@ -200,5 +221,51 @@ mod tests {
         assert!(fold.closed_twice.is_empty());
         fold.closure(3, 0, Outcome::Failed, false);
         assert_eq!(fold.closed_twice, vec![(3, 0)]);
+    }
+
+    #[test]
+    fn superseding_evidence_wins_in_either_order() {
+        for (end, unclaimed, later) in [
+            (Outcome::Failed, false, Outcome::Redriven),
+            (Outcome::Cancelled, true, Outcome::Redriven),
+            (Outcome::Cancelled, true, Outcome::Removed),
+            (Outcome::Completed, false, Outcome::Removed),
+        ] {
+            for later_first in [false, true] {
+                let mut fold = SegmentFold::new(3);
+                if later_first {
+                    fold.closure(1, 0, later, false);
+                }
+                match end {
+                    Outcome::Completed => assert!(fold.completed(1, 0)),
+                    end => fold.closure(1, 0, end, unclaimed),
+                }
+                if !later_first {
+                    fold.closure(1, 0, later, false);
+                }
+                assert_eq!(fold.first_pass(&row(1, 10)), Fate::Closed(later));
+                assert!(fold.closed_twice.is_empty());
+                // The row of a job that was cancelled while it waited says nothing about the cursor, then as before.
+                assert_eq!(fold.standing(8).0 == Position::START, unclaimed);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_end_of_a_job_can_be_superseded_and_once() {
+        for (first, second) in [
+            (Outcome::Completed, Outcome::Redriven),
+            (Outcome::DeadLettered, Outcome::Redriven),
+            (Outcome::Retry, Outcome::Redriven),
+            (Outcome::Moved, Outcome::Removed),
+            (Outcome::Redriven, Outcome::Redriven),
+            (Outcome::Redriven, Outcome::Removed),
+            (Outcome::Failed, Outcome::Moved),
+        ] {
+            let mut fold = SegmentFold::new(3);
+            fold.closure(1, 0, first, false);
+            fold.closure(1, 0, second, false);
+            assert_eq!(fold.closed_twice, vec![(1, 0)], "{first:?}, then {second:?}");
+        }
     }
 }

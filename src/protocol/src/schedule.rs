@@ -84,8 +84,7 @@ impl Schedule {
     pub fn new(paces: impl IntoIterator<Item = Pace>, tick: i64, now: i64) -> Self {
         let mut tasks = Vec::new();
         for pace in paces {
-            let task =
-                Task { pace, due: now, steps: 0, failures: 0, ran: false, had_its_turn: false, throttle: Throttle::new() };
+            let task = Task { pace, due: now, steps: 0, failures: 0, ran: false, had_its_turn: false, throttle: Throttle::new() };
             if tasks.push(task).is_err() {
                 break;
             }

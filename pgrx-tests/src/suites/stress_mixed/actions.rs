@@ -93,6 +93,34 @@ pub fn cancel(client: &mut Client, job_id: i64) -> Result<Vec<Event>> {
     }
 }
 
+/// Has a finished job tried again, or deletes it, wherever it lies; most often it is not finished, or not there.
+pub fn finished(client: &mut Client, rng: &mut StdRng, book: &Book, job_id: i64) -> Result<Vec<Event>> {
+    let delay = rng.random_ratio(1, 3).then(|| some_time(rng, true));
+    let to = rng.random_ratio(1, 3).then(|| queue(rng));
+    let sql = match rng.random_range(0..10) {
+        0 => "SELECT awa.delete_job($1)",
+        1..=3 => "SELECT awa.dlq_retry($1, $2, run_at => clock_timestamp() + $3 * interval '1 second')",
+        _ => "SELECT awa.retry($1, $2, run_at => clock_timestamp() + $3 * interval '1 second')",
+    };
+    let answer = if sql.contains("delete") {
+        client.query_one(sql, &[&job_id])
+    } else {
+        book.ask_again(job_id);
+        client.query_one(sql, &[&job_id, &to, &delay])
+    };
+    if answer.is_err() && client.is_closed() {
+        book.enter(&[Event::Ended { job_id, run_lease: None, exit: Exit::Redriven }], super::book::Fate::Unknown);
+    }
+    let answer: String = answer?.try_get(0)?;
+    let exit = match answer.as_str() {
+        "retried" => Exit::Redriven,
+        "deleted" => Exit::Removed,
+        "not_found" | "not_finished" | "completed" => return Ok(Vec::new()),
+        other => return Err(unexpected("retry or delete", other)),
+    };
+    Ok(vec![Event::Ended { job_id, run_lease: None, exit }])
+}
+
 pub fn heartbeat(client: &mut Client, attempt: Attempt) -> Result<Vec<Event>> {
     client.query_one("SELECT awa.heartbeat($1, $2)", &[&attempt.job_id, &attempt.run_lease])?;
     client.query_one("SELECT awa.extend($1, $2, '1 minute')", &[&attempt.job_id, &attempt.run_lease])?;
@@ -102,7 +130,7 @@ pub fn heartbeat(client: &mut Client, attempt: Attempt) -> Result<Vec<Event>> {
 fn answer(attempt: Attempt, result: &str) -> Result<Vec<Event>> {
     let exit = match result {
         "completed" => Exit::Completed,
-        "failed" => Exit::Failed,
+        "failed" | "dead_lettered" => Exit::Failed,
         "retry" => Exit::Retry,
         "snooze" | "snoozed" => Exit::Snooze,
         "stale" => return Ok(vec![Event::Stale(attempt)]),

@@ -35,6 +35,14 @@ pub struct Settings {
     pub backoff: i64,
     pub backoff_max: i64,
     pub priority_ageing: i64,
+    /// How long finished jobs are kept beyond their segment; 0: not at all.
+    pub completed_retention: i64,
+    pub failed_retention: i64,
+    pub cancelled_retention: i64,
+    /// Jobs that fail for good become dead letters.
+    pub dead_letters: bool,
+    /// 0: until somebody deletes them.
+    pub dead_letter_retention: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +95,7 @@ pub struct Counts {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
+    pub dead_lettered: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,6 +107,8 @@ pub struct Totals {
     pub snoozed: u64,
     /// Attempts that rescue has ended.
     pub rescued: u64,
+    /// Copies moved to another segment, or into the ring or out of it.
+    pub carried: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +214,9 @@ pub struct QueueFrontier {
 
 const NO_HOLES: HoleList = HoleList { first: NOBODY, count: 0, key: NO_KEY };
 
+const NO_COUNTS: Counts =
+    Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0, dead_lettered: 0 };
+
 const NO_SETTINGS: Settings = Settings {
     paused: false,
     max_attempts: 1,
@@ -211,6 +225,11 @@ const NO_SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl QueueFrontier {
@@ -220,8 +239,8 @@ impl QueueFrontier {
             existence: Existence::Free,
             stamp: 0,
             settings: NO_SETTINGS,
-            counts: Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0 },
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0 },
+            counts: NO_COUNTS,
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0, carried: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
@@ -283,6 +302,14 @@ impl QueueFrontier {
 
     pub fn find_track(&self, id: TrackId) -> Option<&Track> {
         self.tracks.iter().find(|track| track.id == id)
+    }
+
+    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
+    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands.
+    pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
+        let above = self.find_track(id).is_some_and(|track| row > track.cursor);
+        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;
+        above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
     }
 
     // ---- rebuild -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use awa_protocol::attempt::{Entry, EntryRef, State, partition_of};
 use awa_protocol::lane::Position;
+use awa_protocol::lifecycle::Outcome;
 use awa_protocol::queue::{Existence, GapFound, NO_KEY};
 use awa_protocol::rebuild::{Copy_, Fate, OpenClaim, ReadyRow, SegmentFold};
 use awa_protocol::ring::{Event, Ring, Rotation, SegmentState};
@@ -274,9 +275,11 @@ impl World {
         let segment = &self.segments[&fold.generation];
         for (row, _, fate) in rows {
             let copy = (row.job, row.hop);
-            let closure = segment.closures.iter().find(|c| c.copy == copy && self.committed(c.xmin));
+            let mut closures = segment.closures.iter().filter(|c| c.copy == copy && self.committed(c.xmin));
+            let closure = closures.clone().find(|c| !matches!(c.outcome, Outcome::Redriven | Outcome::Removed));
+            let later = closures.find(|c| matches!(c.outcome, Outcome::Redriven | Outcome::Removed));
             let right = match fate {
-                Fate::Closed(outcome) => closure.is_some_and(|c| c.outcome == *outcome),
+                Fate::Closed(outcome) => closure.is_some() && later.or(closure).is_some_and(|c| c.outcome == *outcome),
                 Fate::Open(claim) => closure.is_none() && truth.get(&copy) == Some(&claim.lease),
                 Fate::Ready => closure.is_none() && !truth.contains_key(&copy),
             };

@@ -126,7 +126,7 @@ impl World {
     }
 
     /// A waiter looks again until it loses patience; then its call, and perhaps its transaction, fails.
-    fn wait(&mut self, sid: usize, xid: u64, op: Op) -> Op {
+    pub fn wait(&mut self, sid: usize, xid: u64, op: Op) -> Op {
         self.stats.waits += 1;
         if !self.profile.ordered && !self.rng.permille(700) || self.status(xid) == Status::Running && self.rng.permille(100) {
             return if self.rng.permille(300) { self.fail(sid, None) } else { Op::Idle };

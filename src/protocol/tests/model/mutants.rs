@@ -40,6 +40,8 @@ const PROTOCOL: &[(&str, u32)] = &[
     ("claims_ignored", 3),
     ("cursor_from_unclaimed_closures", 1),
     ("rows_below_cursor_forgotten", 16),
+    ("superseding_evidence_lost", 27),
+    ("superseded_counts_as_claimed", 27),
     ("pruned_with_ready_rows", 4),
     ("pruned_with_running_jobs", 4),
     ("slot_reused_before_prune", 4),
@@ -59,6 +61,9 @@ const CALLERS: &[(&str, u32)] = &[
     ("undo_oldest_first", 15),
     ("aborted_claim_counts_as_settled", 13),
     ("nonce_is_kept", 12),
+    ("redrive_without_second_look", 27),
+    ("redrive_without_lock", 27),
+    ("superseding_guard_becomes_a_hole", 27),
 ];
 
 /// Schedules that a mutant may survive.

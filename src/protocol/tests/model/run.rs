@@ -56,6 +56,7 @@ impl World {
             Op::Claim(claim) => self.step_claim(sid, claim),
             Op::Finish(finish) => self.step_finish(sid, finish),
             Op::Cancel(cancel) => self.step_cancel(sid, cancel),
+            Op::Redrive(redrive) => self.step_redrive(sid, redrive),
             Op::Undo { level, turn } => self.step_undo(sid, level, turn),
             Op::Settle => self.step_settle(sid),
         };
@@ -87,6 +88,7 @@ impl World {
             profile::PRODUCE => self.start_produce(sid),
             profile::CLAIM if built => self.start_claim(sid),
             profile::FINISH if built => self.start_finish(sid),
+            profile::CANCEL if built && self.rng.permille(350) => self.start_redrive(sid),
             profile::CANCEL if built => self.start_cancel(sid),
             profile::SAVEPOINT if in_tx => {
                 self.savepoint(sid);

@@ -75,6 +75,13 @@ impl World {
                 self.violation(format!("copy {copy:?} has {exits} committed exits"));
             }
         }
+        let redriven: Vec<_> = self
+            .tx(sid)
+            .notes
+            .iter()
+            .filter_map(|(_, n)| if let Note::Supersede(_, copy) = n { Some(*copy) } else { None })
+            .collect();
+        redriven.into_iter().for_each(|copy| self.check_superseded(copy));
         self.say(|| format!("s{sid} commit {xids:?} sync {sync}"));
         Op::Settle
     }
@@ -149,6 +156,16 @@ impl World {
                 self.make_hole(name);
                 self.say(|| format!("s{sid} ({}, {}) is a hole", entry.job_id, entry.hop));
             }
+            // A scan may have passed the guard: the row has ended all the same.
+            Note::Supersede(name, _) if self.pool.named(name).is_none() => self.stats.stale_names += 1,
+            Note::Supersede(name, _) => {
+                let passed = self.pool.named(name).is_some_and(|entry| entry.passed);
+                if passed && crate::broken("superseding_guard_becomes_a_hole") {
+                    self.make_hole(name);
+                } else {
+                    self.pool.part(name.partition).free(name.slot);
+                }
+            }
             Note::Close(name, copy) => {
                 let Some(entry) = self.pool.named(name) else {
                     self.stats.stale_names += 1;
@@ -185,6 +202,14 @@ impl World {
                 self.pool.part(name.partition).free(name.slot);
                 self.held.remove(&copy);
                 self.say(|| format!("s{sid} entry of {copy:?} is freed"));
+                Op::Settle
+            }
+            Some((_, Note::Supersede(name, copy))) => {
+                let there = self.pool.named(name).is_some_and(|entry| (entry.job_id, entry.hop) == copy);
+                if !there {
+                    self.violation(format!("the commit of a retry of {copy:?} finds no entry"));
+                }
+                self.pool.part(name.partition).free(name.slot);
                 Op::Settle
             }
             Some(_) => Op::Settle,

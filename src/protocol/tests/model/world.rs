@@ -14,6 +14,7 @@ use crate::claimer::{Claim, Turn};
 use crate::finisher::{Cancel, Finish};
 use crate::producer::Produce;
 use crate::profile::Profile;
+use crate::redrive::Redrive;
 
 pub type Xid = u64;
 pub const QUEUE: i32 = 1;
@@ -89,6 +90,7 @@ pub enum Note {
     Registered,
     Claim(EntryRef),
     Close(EntryRef, Copy_),
+    Supersede(EntryRef, Copy_),
 }
 
 #[derive(Default)]
@@ -119,6 +121,7 @@ pub enum Op {
     Claim(Box<Claim>),
     Finish(Finish),
     Cancel(Cancel),
+    Redrive(Redrive),
     /// The transaction's xids are aborted down to this level; the callbacks still run.
     Undo {
         level: usize,
@@ -236,6 +239,8 @@ pub struct World {
     pub held: HashMap<Copy_, i64>,
     /// Every exit that was appended, pruned segments included.
     pub exits: HashMap<Copy_, Vec<(Xid, Outcome)>>,
+    /// Transactions that have superseded the end of a copy.
+    pub superseded: HashMap<Copy_, Vec<Xid>>,
     pub next_job: i64,
     pub cursors: HashMap<(i64, i32), Position>,
     pub last_by_xid: HashMap<(i64, i32, Xid), i64>,
@@ -266,6 +271,7 @@ pub struct Stats {
     pub stale: u64,
     pub uncommitted: u64,
     pub stale_names: u64,
+    pub superseded: u64,
 }
 
 pub const SETTINGS: Settings = Settings {
@@ -276,6 +282,11 @@ pub const SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl World {
@@ -306,6 +317,7 @@ impl World {
             works: Vec::new(),
             held: HashMap::new(),
             exits: HashMap::new(),
+            superseded: HashMap::new(),
             next_job: 1,
             cursors: HashMap::new(),
             last_by_xid: HashMap::new(),
@@ -393,10 +405,17 @@ impl World {
     pub fn append_closure(&mut self, sid: usize, generation: i64, copy: Copy_, outcome: Outcome, unclaimed: bool) {
         let xmin = self.xid(sid);
         self.exits.entry(copy).or_default().push((xmin, outcome));
+        self.append_evidence(sid, generation, copy, outcome, unclaimed);
+    }
+
+    pub fn append_evidence(&mut self, sid: usize, generation: i64, copy: Copy_, outcome: Outcome, unclaimed: bool) {
+        let xmin = self.xid(sid);
         let Some(segment) = self.segments.get_mut(&generation) else {
             self.violation(format!("evidence is appended to segment {generation}, which was pruned"))
         };
-        segment.closures.push(Closure { xmin, copy, outcome, unclaimed });
+        // Backends append to pages of their own: the order of rows is not that of commits.
+        let place = self.rng.below(segment.closures.len() + 1);
+        segment.closures.insert(place, Closure { xmin, copy, outcome, unclaimed });
         if unclaimed {
             segment.tombstones.entry(copy).or_default().push(xmin);
         }
