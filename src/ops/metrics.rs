@@ -31,24 +31,27 @@ pub fn engine(frontier: &Frontier, put: Put<'_>) -> Result<()> {
             (name, queue.counts, queue.totals, queue.hole_count(), queue.gaps().len(), oldest, queue.waiters)
         };
         let queue = ("queue", name.as_slice());
-        let states: [(&str, i64); 6] = [
+        let states: [(&str, i64); 7] = [
             ("available", counts.immediate),
             ("scheduled", counts.scheduled),
             ("running", counts.running),
             ("completed", counts.completed),
             ("failed", counts.failed),
             ("cancelled", counts.cancelled),
+            ("dead_lettered", counts.dead_lettered),
         ];
         for (state, value) in states {
             put(&Metric { name: "awa_jobs", labels: &[queue, ("state", state.as_bytes())], value: value as f64 })?;
         }
         let waiting_since = if oldest <= xact::now() && oldest > i64::MIN { xact::now() - oldest } else { 0 };
-        let values: [(&str, f64); 9] = [
+        let values: [(&str, f64); 11] = [
             ("awa_jobs_enqueued_total", totals.enqueued as f64),
             ("awa_jobs_claimed_total", totals.claimed as f64),
             ("awa_jobs_completed_total", totals.completed as f64),
             ("awa_attempts_failed_total", totals.failed_attempts as f64),
             ("awa_jobs_snoozed_total", totals.snoozed as f64),
+            ("awa_attempts_rescued_total", totals.rescued as f64),
+            ("awa_jobs_carried_total", totals.carried as f64),
             ("awa_queue_holes", f64::from(holes)),
             ("awa_queue_gaps", gaps as f64),
             ("awa_queue_waiters", f64::from(waiters)),
