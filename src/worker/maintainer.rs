@@ -71,15 +71,18 @@ fn activity(task: Task) -> CString {
 }
 
 /// What a database or a role may set for its sessions must not change what a task does. A lock that is not free soon is waited for at
-/// the next tick, so that no session with a lock of its own can stop the rescue of jobs for long.
+/// the next tick: so no session with a lock of its own can stop the rescue of jobs for long, and where a maintainer and a command (DROP
+/// EXTENSION takes its locks in an order of its own) wait for each other, it is the maintainer that gives up, long before the
+/// command's deadlock_timeout.
 fn fix_settings() {
-    let fixed: [(&'static CStr, &'static CStr); 7] = [
+    let fixed: [(&'static CStr, &'static CStr); 8] = [
         (c"application_name", c"awa_queue maintainer"),
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_deferrable", c"off"),
-        (c"lock_timeout", c"1s"),
+        (c"lock_timeout", c"100ms"),
+        (c"deadlock_timeout", c"10ms"),
         (c"row_security", c"off"),
     ];
     for (name, value) in fixed {
