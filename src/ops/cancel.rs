@@ -181,7 +181,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     if deferred::bring_back(frontier, job_id)? {
         return Ok(None);
     }
-    let Some(found) = find_newest(frontier, job_id)? else { return outside_the_ring(frontier, job_id).map(Some) };
+    let Some(found) = find_newest(frontier, job_id)? else { return outside_the_ring(frontier, job_id) };
     let head = found.head;
     let lane = Lane::from_number(head.lane);
     let Some(place) = handle::place_of(frontier, lane.queue_id) else {
@@ -246,7 +246,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
             Fate::Closed(Outcome::Removed) => Ok(Some(Cancelled::NotFound)),
             Fate::Closed(outcome) if outcome.is_terminal() => Ok(Some(Cancelled::AlreadyFinished)),
             // Its next copy was appended by the transaction that closed this one, and is not in the ring any more.
-            Fate::Closed(_) if newest => outside_the_ring(frontier, job_id).map(Some),
+            Fate::Closed(_) if newest => outside_the_ring(frontier, job_id),
             Fate::Closed(_) | Fate::Open(_) | Fate::Ready => Ok(None),
         };
     }
@@ -261,14 +261,14 @@ pub fn pool_is_full() -> Error {
         .hint("Finish running jobs, or raise awa.max_in_flight and restart the server.")
 }
 
-/// A job of which the ring knows nothing, or only former copies.
-fn outside_the_ring(frontier: &Frontier, job_id: i64) -> Result<Cancelled> {
+/// A job of which the ring knows nothing, or only former copies. `None`: it waits outside, since a moment ago; look again.
+fn outside_the_ring(frontier: &Frontier, job_id: i64) -> Result<Option<Cancelled>> {
     for shelf in Shelf::ALL {
         if sql::as_owner(frontier.ledger, || finished::standing(shelf, job_id))?.is_some() {
-            return Ok(Cancelled::AlreadyFinished);
+            return Ok(Some(Cancelled::AlreadyFinished));
         }
     }
-    Ok(Cancelled::NotFound)
+    Ok(if deferred::waits_outside(frontier, job_id)? { None } else { Some(Cancelled::NotFound) })
 }
 
 /// Reads every live segment, the newest first: copies of a job only move forward.

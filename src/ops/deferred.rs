@@ -123,6 +123,12 @@ fn pass_on(error: Error) -> Result<Error> {
     if not_of_the_row.contains(&error.code) { Err(error) } else { Ok(error) }
 }
 
+/// Does this job of a live queue wait outside the ring?
+pub fn waits_outside(frontier: &Frontier, job_id: i64) -> Result<bool> {
+    let lane = sql::as_owner(frontier.ledger, || deferred::lane_of(job_id))?;
+    Ok(lane.is_some_and(|lane| place_of(frontier, Lane::from_number(lane).queue_id).is_some()))
+}
+
 /// For a caller who wants to end this job. True: look again in the ring, it is there now or somebody else has just taken it.
 pub fn bring_back(frontier: &Frontier, job_id: i64) -> Result<bool> {
     let Some(lane) = sql::as_owner(frontier.ledger, || deferred::lane_of(job_id))? else { return Ok(false) };

@@ -94,9 +94,11 @@ fn step(frontier: &Frontier, worth_a_proof: impl Fn(bool, &Standing) -> bool) ->
         let outcome = if segment.state == SegmentState::PruneStarted {
             truncate(frontier, segment, &segments::locate(segment)?)
         } else if worth_a_proof(oldest_sealed == Some(segment.generation), &standing) {
-            let outcome = start(frontier, segment, &segments::locate(segment)?, &standing)?;
-            patience::note(frontier, &standing, outcome.outcome, xact::now());
-            Ok(outcome)
+            let outcome = start(frontier, segment, &segments::locate(segment)?, &standing);
+            if let Ok(outcome) = &outcome {
+                patience::note(frontier, &standing, outcome.outcome, xact::now());
+            }
+            outcome
         } else {
             Ok(about("skipped_active", segment, Some(standing.detail())))
         };
@@ -141,10 +143,6 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if !writers.is_empty() {
         return Ok(about("blocked", segment, holders(&writers)));
     }
-    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
-    let Some(_quiet) = Rel::open_if_lockable(info.ready, Lock::Share)? else {
-        return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
-    };
     let mut history = BTreeMap::new();
     // Where claimers may come by, nobody is kept out for the length of a proof that is likely to fail.
     if !standing.looks_drained()
@@ -152,6 +150,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
+    // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
     if Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
         return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
     }
@@ -160,7 +159,8 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
-    retention::keep(frontier, info, &mut history)?;
+    // A row that cannot be copied holds its segment, not the others.
+    xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });

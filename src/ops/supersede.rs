@@ -15,7 +15,7 @@ use pgrx::pg_sys::Datum;
 use crate::error::Result;
 use crate::frontier::{Frontier, Reserve, SegmentInfo, notes};
 use crate::ops::cancel::{self, Found};
-use crate::ops::handle;
+use crate::ops::{deferred, handle};
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::is_own;
 use crate::pg::xact;
@@ -83,6 +83,13 @@ fn end_of(segment: &SegmentInfo, job_id: i64, hop: i32) -> Result<Option<(Outcom
 
 /// Gets hold of a finished job whose end `wanted` accepts, to supersede it by `by`.
 pub fn take(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcome) -> bool) -> Result<Ring> {
+    match take_in_ring(frontier, job_id, by, wanted)? {
+        Ring::Elsewhere if deferred::waits_outside(frontier, job_id)? => Ok(Ring::NotFinished),
+        found => Ok(found),
+    }
+}
+
+fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcome) -> bool) -> Result<Ring> {
     loop {
         xact::check_for_interrupts();
         if let Some((_, entry)) = cancel::entry_of(frontier, job_id) {

@@ -75,15 +75,20 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
     // Waits for whoever is creating, changing or dropping a queue, and keeps others out.
     let _definitions = Rel::open(queues::table()?, Lock::Exclusive)?;
-    let mut held = Vec::new();
+    keep_users_out(frontier)?;
+    build::rebuild(frontier)
+}
+
+/// Waits for all transactions that have used a built frontier, and keeps others out to the end of this one. The caller holds the ledger.
+pub fn keep_users_out(frontier: &Frontier) -> Result<()> {
     for info in frontier.live_segments() {
-        held.push(Rel::open(info.ready, Lock::Share)?);
+        Rel::open(info.ready, Lock::Share)?;
     }
     // Whoever deletes finished jobs from them changes counts.
     for shelf in Shelf::ALL {
-        held.push(Rel::open(shelf.table()?, Lock::Share)?);
+        Rel::open(shelf.table()?, Lock::Share)?;
     }
-    build::rebuild(frontier)
+    Ok(())
 }
 
 fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
@@ -186,9 +191,7 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     }
     comparison.deferred(frontier)?;
     comparison.leftovers();
-    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
-        notes::add_counts(comparison.counts.entry(queue_id).or_default(), &counts);
-    }
+    comparison.finished(frontier)?;
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -317,6 +320,25 @@ impl Comparison {
                 Ok(())
             })
         })
+    }
+
+    /// Jobs that have left the ring when they were finished do not run in it.
+    fn finished(&mut self, frontier: &Frontier) -> Result<()> {
+        for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+            notes::add_counts(self.counts.entry(queue_id).or_default(), &counts);
+        }
+        let (open, differences) = (&self.open_copies, &mut self.differences);
+        for shelf in Shelf::ALL {
+            sql::as_owner(frontier.ledger, || {
+                finished::each_job(shelf, |job_id, queue_id, hop| {
+                    if let Some(other) = open.get(&job_id) {
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Entries for which the log has no row.

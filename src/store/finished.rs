@@ -251,6 +251,29 @@ pub fn counts() -> Result<Tallies> {
     Ok(found)
 }
 
+/// Each job of a shelf, by identifier.
+pub fn each_job(shelf: Shelf, mut each: impl FnMut(i64, i32, i32)) -> Result<()> {
+    macro_rules! text {
+        ($table:literal, $state:literal, $ended:literal, $generation:literal) => {
+            concat!("SELECT t.job_id, t.queue_id, t.hop FROM ", $table, " AS t WHERE t.job_id > $1 ORDER BY t.job_id LIMIT $2")
+        };
+    }
+    sql::in_latest_snapshot(|| {
+        let mut last = i64::MIN;
+        loop {
+            let args = [(pg_sys::INT8OID, Some(datum::i64(last))), (pg_sys::INT8OID, Some(datum::i64(PAGE)))];
+            let read = sql::select(per_shelf!(shelf, text), &args, true, |row| {
+                last = row.i64(1).unwrap_or(i64::MAX);
+                each(last, row.i32(2).unwrap_or(0), row.i32(3).unwrap_or(0));
+                Ok(())
+            })?;
+            if read < PAGE as u64 {
+                return Ok(());
+            }
+        }
+    })
+}
+
 /// Deletes at most `limit` jobs whose time is over, or whose queue is gone. Looks only at pairs of queue and state that are there (an
 /// index probe each), in any order, so that no queue is always first; passes by jobs that another transaction is taking. Takes no
 /// transaction id when there is nothing to do.

@@ -284,7 +284,9 @@ fn look() -> Result<Found> {
     // At each look: a restore may begin at any time.
     Ok(match sql::as_owner(ledger_oid()?, instance::owned)? {
         None => Found::Idle(line("no queue was created yet")),
-        Some(false) => Found::Idle(line("the jobs belong to another server or database, or a restore is under way")),
+        Some(false) => {
+            Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()"))
+        }
         Some(true) => Found::Ready,
     })
 }

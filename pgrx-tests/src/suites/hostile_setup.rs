@@ -31,7 +31,9 @@ pub const WRITES: &[&str] = &[
     "SELECT awa.pause_queue('q')",
     "SELECT awa.resume_queue('q')",
     "SELECT awa.drop_queue('q')",
+    "SELECT awa.promote_deferred()",
     "SELECT awa.rotate()",
+    "SELECT awa.carry_forward()",
     "SELECT awa.prune()",
     "SELECT awa.rescue_expired_deadlines()",
     "SELECT awa.rescue_stale_heartbeats()",
@@ -62,7 +64,7 @@ pub const OTHERS: &[&str] = &["SELECT awa.extend(1, 1, '1 s')", "SELECT awa.rebu
 
 /// They answer wherever they are called, or have a case of their own.
 const UNLISTED: &[&str] =
-    &["version", "adopt", "pre_restore", "post_restore", "jobs_insert", "announce", "doctor", "wake_maintenance", "maintenance_stats", "metrics"];
+    &["version", "adopt", "jobs_insert", "announce", "doctor", "wake_maintenance", "maintenance_stats", "metrics", "pre_restore", "post_restore"];
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {

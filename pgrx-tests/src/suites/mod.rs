@@ -43,10 +43,11 @@ suites! {
         a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
         a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
         a_long_enqueue_watched_by_claimers_loses_no_row, a_pruned_segment_leaves_the_counts,
+        a_slot_is_good_after_a_prune_that_was_rolled_back,
     ];
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
-        every_acknowledged_job_has_one_end_over_rebuilds,
+        every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
     ];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
@@ -59,6 +60,13 @@ suites! {
         a_full_pool_hands_out_fewer_jobs_and_says_so, a_rolled_back_claim_that_filled_the_pool_can_be_claimed_again,
         jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
         a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
+    ];
+    rescue: [
+        a_pass_is_bounded_and_fair, a_job_that_cannot_be_rescued_stops_no_other, after_a_crash_every_attempt_has_a_grace,
+    ];
+    ring: [
+        a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
+        an_old_snapshot_keeps_no_segment, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [
@@ -75,6 +83,7 @@ suites! {
     ];
     copies: [
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_marked_restore_is_left_alone_until_it_is_complete, a_restore_over_the_same_database_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
     ];

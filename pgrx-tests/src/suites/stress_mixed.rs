@@ -5,10 +5,11 @@
 
 mod actions;
 mod book;
+mod carrier;
 mod operator;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub enum Mischief {
     Usual,
     /// The same, and rebuilds.
     Rebuilds,
+    /// The same, and jobs are carried out of their segments all the time.
+    Carries,
 }
 
 // If this fails, jobs are lost, run twice, or counted wrongly in ordinary use with failures.
@@ -53,6 +56,17 @@ pub fn every_acknowledged_job_has_one_end_over_rebuilds(stage: &mut Stage<'_>) -
     run(stage, Mischief::Rebuilds)
 }
 
+// If this fails, jobs are lost or doubled, or workers lose their leases, when segments are emptied under them.
+pub fn every_acknowledged_job_has_one_end_while_segments_are_emptied(stage: &mut Stage<'_>) -> Result<()> {
+    // Whatever is due in more than two seconds waits outside the ring.
+    stage.connect()?.batch_execute("ALTER SYSTEM SET awa.deferral = 2")?;
+    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
+    let result = run(stage, Mischief::Carries);
+    stage.connect()?.batch_execute("ALTER SYSTEM RESET awa.deferral")?;
+    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
+    result
+}
+
 fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
     let steps = number("AWA_STRESS_STEPS", 250);
@@ -61,12 +75,15 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     // The kind is known before any snapshot that a worker will keep.
     stage.connect()?.batch_execute("SELECT awa.cancel(awa.enqueue('q', 'stress'))")?;
     let book = Book::default();
-    let pids: Vec<AtomicI32> = (0..WORKERS).map(|_| AtomicI32::new(0)).collect();
+    book.far.store(mischief == Mischief::Carries, Ordering::Relaxed);
+    let carried = AtomicU64::new(0);
+    let pids: Vec<AtomicI32> = (0..=WORKERS).map(|_| AtomicI32::new(0)).collect();
     let config = stage.config();
     let over = AtomicBool::new(false);
     let results: Vec<Result<()>> = thread::scope(|scope| {
         let workers: Vec<_> = pids
             .iter()
+            .take(WORKERS)
             .enumerate()
             .map(|(number, pid)| {
                 let (book, config) = (&book, &config);
@@ -75,6 +92,8 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
             })
             .collect();
         let operator = (mischief != Mischief::None).then(|| scope.spawn(|| operator::run(seed, mischief, &config, &pids, &over)));
+        let carrier = pids.get(WORKERS).filter(|_| mischief == Mischief::Carries);
+        let carrier = carrier.map(|pid| scope.spawn(|| carrier::run(seed, &config, pid, &over, &carried)));
         let mut results: Vec<Result<()>> = Vec::new();
         for worker in workers {
             results.push(match worker {
@@ -84,12 +103,17 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
         }
         over.store(true, Ordering::Relaxed);
         results.extend(operator.map(|operator| operator.join().unwrap_or_else(|_| Err(anyhow!("the operator panicked")))));
+        results.extend(carrier.map(|carrier| carrier.join().unwrap_or_else(|_| Err(anyhow!("the carrier panicked")))));
         results
     });
     results.into_iter().collect::<Result<Vec<()>>>()?;
     stage.connect()?.batch_execute(&QUEUES.map(|queue| format!("SELECT awa.resume_queue('{queue}');")).concat())?;
     settle(stage)?;
     stage.verify_clean()?;
+    if mischief == Mischief::Carries {
+        println!("        {} jobs were carried", carried.load(Ordering::Relaxed));
+        ensure!(carried.load(Ordering::Relaxed) > 0, "nothing was carried");
+    }
     let before = counts(stage)?;
     stage.connect()?.batch_execute("SELECT awa.rebuild()")?;
     stage.verify_clean()?;
@@ -132,6 +156,7 @@ fn drain(book: &Book, client: &mut Client) -> Result<()> {
     let empty = wait_until(Duration::from_secs(60), || {
         let mut round = || -> Result<bool> {
             let since = book.now();
+            client.batch_execute("SELECT awa.promote_deferred()")?;
             let rows = client.query(claim, &[&QUEUES.as_slice()])?;
             for row in &rows {
                 let attempt = book.delivered(row, since)?;

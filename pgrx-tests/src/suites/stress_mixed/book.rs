@@ -1,6 +1,7 @@
 //! What the clients were told. Each enqueued row carries a token in its args, so that a job of a lost connection can be recognised.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
@@ -86,6 +87,8 @@ impl Pages {
 
 #[derive(Default)]
 pub struct Book {
+    /// Some jobs are scheduled seconds ahead.
+    pub far: AtomicBool,
     pages: Mutex<Pages>,
 }
 

@@ -305,7 +305,8 @@ impl QueueFrontier {
     }
 
     /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
-    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands.
+    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands. If the
+    /// answer is no, the guard may be the reason: then it is marked as passed, which proves the same.
     pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
         let above = self.find_track(id).is_some_and(|track| row > track.cursor);
         let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;

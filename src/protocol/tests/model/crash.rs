@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use awa_protocol::attempt::{Entry, EntryRef, State, partition_of};
-use awa_protocol::lane::Position;
+use awa_protocol::lane::{BORN_CLAIMED, Position};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::queue::{Existence, GapFound, NO_KEY};
 use awa_protocol::rebuild::{Copy_, Fate, OpenClaim, ReadyRow, SegmentFold};
@@ -120,6 +120,7 @@ impl World {
         self.cursors.clear();
         self.last_by_xid.clear();
         self.held.clear();
+        self.deadlines.clear();
         if !crate::broken("nonce_is_kept") {
             self.nonce += 1;
         }
@@ -286,7 +287,8 @@ impl World {
             if !right {
                 self.violation(format!("the fold says {fate:?} of {copy:?}"));
             }
-            if closure.is_some_and(|c| !c.unclaimed) || truth.contains_key(&copy) {
+            let scanned = row.position.key != BORN_CLAIMED;
+            if scanned && (closure.is_some_and(|c| !c.unclaimed) || truth.contains_key(&copy)) {
                 let cursor = cursors.entry(row.lane).or_insert(Position::START);
                 *cursor = (*cursor).max(row.position);
             }

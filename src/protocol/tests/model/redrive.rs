@@ -33,7 +33,9 @@ impl World {
         if found.is_empty() {
             return Op::Idle;
         }
-        let (generation, row) = found.swap_remove(self.rng.below(found.len()));
+        // Operators see the same list: several want the same job.
+        let from = found.len().saturating_sub(3);
+        let (generation, row) = found.swap_remove(from + self.rng.below(found.len() - from));
         let by = if self.rng.permille(750) { Outcome::Redriven } else { Outcome::Removed };
         self.begin(sid);
         let place = (row.lane, row.position.key, row.position.tid);
@@ -57,6 +59,10 @@ impl World {
         let error = self.profile.error_permille;
         if self.rng.permille(error) {
             return self.fail(sid, None);
+        }
+        // Between any two steps evidence is read, which takes long.
+        if self.rng.permille(500) {
+            return Op::Redrive(r);
         }
         let partition = partition_of(r.copy.0, PARTITIONS as u32);
         match r.phase {
@@ -135,6 +141,9 @@ impl World {
         let others = self.superseded.get(&copy).into_iter().flatten();
         if let Some(other) = others.into_iter().find(|xid| self.status(**xid) != Status::Aborted) {
             self.violation(format!("the end of {copy:?} is superseded beside transaction {other}"));
+        }
+        if self.ring.find(generation).is_none_or(|segment| segment.state == SegmentState::PruneStarted) {
+            self.violation(format!("the end of {copy:?} is superseded after its fate was decided by prune"));
         }
         self.superseded.entry(copy).or_default().push(xid);
         self.stats.superseded += 1;

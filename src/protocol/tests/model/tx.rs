@@ -61,8 +61,11 @@ impl World {
         let at = self.commits;
         let tx = self.tx(sid);
         let (xids, sync) = (tx.xids.clone(), tx.sync);
-        let closes: Vec<_> =
-            tx.notes.iter().filter_map(|(_, n)| if let Note::Close(_, copy) = n { Some(*copy) } else { None }).collect();
+        let closes: Vec<_> = tx
+            .notes
+            .iter()
+            .filter_map(|(_, n)| if let Note::Close(_, copy) | Note::Move(.., copy) = n { Some(*copy) } else { None })
+            .collect();
         for (xid, _) in &xids {
             self.xids[*xid as usize] = Status::Committed(at);
         }
@@ -166,6 +169,10 @@ impl World {
                     self.pool.part(name.partition).free(name.slot);
                 }
             }
+            Note::Move(old, new, copy) => {
+                self.pool.part(old.partition).abandon_move(old, new);
+                self.say(|| format!("s{sid} {copy:?} stays"));
+            }
             Note::Close(name, copy) => {
                 let Some(entry) = self.pool.named(name) else {
                     self.stats.stale_names += 1;
@@ -210,6 +217,21 @@ impl World {
                     self.violation(format!("the commit of a retry of {copy:?} finds no entry"));
                 }
                 self.pool.part(name.partition).free(name.slot);
+                Op::Settle
+            }
+            Some((_, Note::Move(old, new, copy))) => {
+                let lease = self.pool.named(old).map(|entry| entry.lease);
+                if !self.pool.part(old.partition).finish_move(old, new) || lease.is_none() {
+                    self.violation(format!("the commit of a carrier of {copy:?} finds no entry"));
+                }
+                self.held.remove(&copy);
+                let lease = lease.unwrap_or(0);
+                self.held.insert((copy.0, copy.1 + 1), lease);
+                let deadline = self.pool.named(new).map(|entry| entry.deadline);
+                if let Some(said) = self.deadlines.get(&lease).filter(|said| deadline != Some(**said)) {
+                    self.violation(format!("{copy:?} with lease {lease} was extended to {said}, its copy has {deadline:?}"));
+                }
+                self.say(|| format!("s{sid} {copy:?} with lease {lease} has moved"));
                 Op::Settle
             }
             Some(_) => Op::Settle,

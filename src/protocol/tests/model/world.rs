@@ -10,6 +10,7 @@ use awa_protocol::queue::{Existence, HoleLinks, NOBODY, QueueFrontier, Settings,
 use awa_protocol::rebuild::{Copy_, OpenClaim};
 use awa_protocol::ring::{Event, LedgerRow, Ring};
 
+use crate::carrier::Carry;
 use crate::claimer::{Claim, Turn};
 use crate::finisher::{Cancel, Finish};
 use crate::producer::Produce;
@@ -91,6 +92,8 @@ pub enum Note {
     Claim(EntryRef),
     Close(EntryRef, Copy_),
     Supersede(EntryRef, Copy_),
+    /// A running attempt, its old entry and its new one.
+    Move(EntryRef, EntryRef, Copy_),
 }
 
 #[derive(Default)]
@@ -122,6 +125,7 @@ pub enum Op {
     Finish(Finish),
     Cancel(Cancel),
     Redrive(Redrive),
+    Carry(Carry),
     /// The transaction's xids are aborted down to this level; the callbacks still run.
     Undo {
         level: usize,
@@ -245,6 +249,8 @@ pub struct World {
     pub cursors: HashMap<(i64, i32), Position>,
     pub last_by_xid: HashMap<(i64, i32, Xid), i64>,
     pub popped: usize,
+    /// By lease: what its worker said last.
+    pub deadlines: HashMap<i64, i64>,
     pub draining: bool,
     pub stats: Stats,
 }
@@ -272,6 +278,9 @@ pub struct Stats {
     pub uncommitted: u64,
     pub stale_names: u64,
     pub superseded: u64,
+    pub carried: u64,
+    pub carried_running: u64,
+    pub heartbeats_carried: u64,
 }
 
 pub const SETTINGS: Settings = Settings {
@@ -322,6 +331,7 @@ impl World {
             cursors: HashMap::new(),
             last_by_xid: HashMap::new(),
             popped: 0,
+            deadlines: HashMap::new(),
             draining: false,
             stats: Stats::default(),
             profile,
