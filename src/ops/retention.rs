@@ -16,7 +16,7 @@ use crate::ops::tasks::Outcome;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::store::finished::{self, Shelf};
-use crate::store::queues;
+use crate::store::{instance, queues};
 
 /// `history`: the finished jobs of the segment by queue; what is kept is taken off, the rest goes with the segment.
 pub fn keep(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<()> {
@@ -53,6 +53,7 @@ pub fn expire(frontier: &Frontier) -> Result<Outcome> {
             return Ok(Outcome::skipped("skipped_busy", "another session has locked the finished jobs"));
         };
         frontier.check_current()?;
+        sql::as_owner(frontier.ledger, instance::check)?;
         let gone = sql::as_owner(frontier.ledger, || finished::expire(shelf, now, RETENTION_ROWS))?;
         notes::reserve(frontier, gone.len())?;
         let mut rows = 0;

@@ -24,7 +24,7 @@ macro_rules! suites {
 
 suites! {
     surface: [every_exported_function_has_its_sql, a_dropped_database_gives_its_place_back];
-    oracle: [verify_sees_a_missing_claim, verify_sees_a_missing_job];
+    oracle: [verify_sees_a_missing_claim, verify_sees_a_missing_job, verify_sees_what_is_wrong_with_kept_jobs];
     visibility: [
         a_committed_enqueue_is_claimable, an_open_enqueue_is_not_claimable, a_rolled_back_enqueue_never_appears,
         rollback_to_savepoint_drops_only_its_jobs,
