@@ -54,7 +54,7 @@ soak:
 BENCH ?= short
 bench:
 	scripts/prerequisites.sh 15
-	bench/run.sh $(BENCH)
+	bench/run $(BENCH)
 
 harness:
 	CARGO_TARGET_DIR=target/harness cargo build --quiet --package awa_harness

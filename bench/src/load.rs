@@ -71,7 +71,7 @@ pub struct PhaseResult {
     pub enqueue_ms: Vec<f64>,
     pub claim_ms: Vec<f64>,
     pub complete_ms: Vec<f64>,
-    /// From the start of the call that enqueued a job to the return of the one that claimed it
+    /// From when a job was due to be enqueued (unpaced: from the start of that call) to the return of the call that claimed it
     pub pickup_ms: Vec<f64>,
     /// ... and of the one that completed it
     pub end_to_end_ms: Vec<f64>,
@@ -290,10 +290,11 @@ fn produce(mut session: Box<dyn Session>, shape: &Shape, number: usize, shared: 
             thread::sleep(PRODUCER_PAUSE);
             continue;
         }
+        // A producer that is late sends at once: the job waits since it was due, not since we came to it.
+        let start = if interval.is_some() { due } else { Instant::now() };
         due += interval.unwrap_or_default();
         let jobs: Vec<Payload> = (next..).take(shape.enqueue_batch).map(Payload::numbered).collect();
         next += jobs.len() as u64;
-        let start = Instant::now();
         let ids = outcome.time(shared, Verb::Enqueue, || session.enqueue(&jobs))?;
         if shape.wishes.times {
             let phase = shared.phase.load(Ordering::Relaxed);

@@ -128,7 +128,7 @@ fn client(selection: &Selection, _: &Layout, tree: &Tree, cluster: &mut Cluster,
     let label = format!("client/{}", tree.server.name());
     for case in CASES {
         if selection.wants(&format!("{label}/{}", case.name)) {
-            report.record(case.run(&label, cluster));
+            report.record(case.run(&label, cluster, selection.profile));
         }
     }
     Ok(())
