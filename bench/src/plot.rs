@@ -165,9 +165,7 @@ where
         let (top, bottom) = (rows - row as f64 - 0.15, rows - row as f64 - 0.85);
         let middle = (top + bottom) / 2.0;
         let colour = colour(bar.colour);
-        chart
-            .draw_series([Rectangle::new([(foot, bottom), (bar.median, top)], colour.mix(0.75).filled())])
-            .map_err(failed)?;
+        chart.draw_series([Rectangle::new([(foot, bottom), (bar.median, top)], colour.mix(0.75).filled())]).map_err(failed)?;
         chart.draw_series(LineSeries::new([(bar.range.0, middle), (bar.range.1, middle)], &BLACK)).map_err(failed)?;
         let (x, y) = chart.backend_coord(&(foot, middle));
         let label = format!("{}  {}", name(&middle), short(bar.median));
@@ -231,15 +229,7 @@ fn timeline(file: &Path, scenario: &str, series: &[&Series]) -> Result<()> {
     area.present().map_err(failed)
 }
 
-fn curves_on<X, Y>(
-    area: &Area<'_>,
-    title: &str,
-    x_name: &str,
-    list: &[Curve],
-    x: X,
-    y: Y,
-    edges: &[(f64, String)],
-) -> Result<()>
+fn curves_on<X, Y>(area: &Area<'_>, title: &str, x_name: &str, list: &[Curve], x: X, y: Y, edges: &[(f64, String)]) -> Result<()>
 where
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,

@@ -314,7 +314,8 @@ fn is_crash(error: &anyhow::Error) -> bool {
     let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<postgres::Error>()) else { return false };
     match error.code() {
         Some(code) => {
-            [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW, SqlState::DATABASE_DROPPED].contains(code)
+            [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW, SqlState::DATABASE_DROPPED]
+                .contains(code)
         }
         None => true,
     }

@@ -25,7 +25,12 @@ pub struct IdleArgs {
 
 pub fn run(target: &Target, args: &IdleArgs, recorder: &mut Recorder) -> Result<()> {
     for name in target.systems.iter().filter(|name| **name != SystemName::Awa) {
-        recorder.absent("idle-cost", "idle", name.as_str(), "it runs nothing in the server; its maintenance is its clients' work")?;
+        recorder.absent(
+            "idle-cost",
+            "idle",
+            name.as_str(),
+            "it runs nothing in the server; its maintenance is its clients' work",
+        )?;
     }
     let awa = target.system(SystemName::Awa);
     let queue = format!("idle_{}", std::process::id());

@@ -89,19 +89,20 @@ pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Resul
         let last = mean(sizes.get(sizes.len() - quarter..).unwrap_or_default());
         let largest = sizes.iter().map(|size| size.megabytes).fold(0.0, f64::max);
         for window in result.phases.iter().filter(|phase| phase.label == "steady") {
-            let measurement = Measurement::new("steady", format!("{}/s for {} s", args.rate, target.window(SECONDS)), name.as_str(), 1)
-                .metric("jobs/s", window.completed_per_second())
-                .metric("MB, first quarter", first)
-                .metric("MB, last quarter", last)
-                .metric("MB, largest", largest)
-                .metric("last / first", (first > 0.0).then(|| last / first))
-                .metric("pickup p50 ms", stats::quantile(&window.pickup_ms, 0.5))
-                .metric("pickup p99 ms", stats::quantile(&window.pickup_ms, 0.99))
-                .metric("WAL B/job", window.wal_bytes_per_job())
-                .metric("dead tuples, most", sizes.iter().map(|size| size.dead).fold(0.0, f64::max))
-                .metric("catalog dead tuples, most", sizes.iter().map(|size| size.catalog_dead).fold(0.0, f64::max))
-                .metric("machine CPU %", window.machine_cpu)
-                .metric("driver CPU %", window.client_cpu);
+            let measurement =
+                Measurement::new("steady", format!("{}/s for {} s", args.rate, target.window(SECONDS)), name.as_str(), 1)
+                    .metric("jobs/s", window.completed_per_second())
+                    .metric("MB, first quarter", first)
+                    .metric("MB, last quarter", last)
+                    .metric("MB, largest", largest)
+                    .metric("last / first", (first > 0.0).then(|| last / first))
+                    .metric("pickup p50 ms", stats::quantile(&window.pickup_ms, 0.5))
+                    .metric("pickup p99 ms", stats::quantile(&window.pickup_ms, 0.99))
+                    .metric("WAL B/job", window.wal_bytes_per_job())
+                    .metric("dead tuples, most", sizes.iter().map(|size| size.dead).fold(0.0, f64::max))
+                    .metric("catalog dead tuples, most", sizes.iter().map(|size| size.catalog_dead).fold(0.0, f64::max))
+                    .metric("machine CPU %", window.machine_cpu)
+                    .metric("driver CPU %", window.client_cpu);
             recorder.record(measurement)?;
         }
         check_account(target, recorder, &mut client, &*system, "steady", &result)?;

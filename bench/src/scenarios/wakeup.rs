@@ -48,9 +48,7 @@ pub fn run(target: &Target, args: &WakeupArgs, recorder: &mut Recorder) -> Resul
             let worker = system.connect(&target.url, &queue)?;
             let (method, waiter) = match name {
                 SystemName::Awa => ("CALL awa.wait".to_owned(), Waiter::Call(queue.clone())),
-                _ => {
-                    (format!("polling every {} ms", args.poll_ms), Waiter::Poll(Duration::from_millis(args.poll_ms)))
-                }
+                _ => (format!("polling every {} ms", args.poll_ms), Waiter::Poll(Duration::from_millis(args.poll_ms))),
             };
             let measurement = Measurement::new("wakeup", "one waiting session", format!("{}, {method}", name.as_str()), round);
             recorder.record(measure(args, producer, worker, &waiter, measurement)?)?;

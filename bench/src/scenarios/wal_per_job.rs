@@ -62,7 +62,8 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
             let helper = system.helper(&target.url, &queue)?;
             let session = system.connect(&target.url, &queue)?;
             let one_call = system.lacks(Ability::OneCallCycle);
-            let mut meter = Meter { control: &mut control, session, inspect, batch, jobs: args.jobs, one_call: one_call.is_none() };
+            let mut meter =
+                Meter { control: &mut control, session, inspect, batch, jobs: args.jobs, one_call: one_call.is_none() };
             let costs = meter.all_verbs()?;
             drop(meter);
             helper.map_or(Ok(()), Helper::finish)?;

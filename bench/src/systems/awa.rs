@@ -51,9 +51,7 @@ impl System for Awa {
         let enqueue = prepare("SELECT awa.enqueue($1::text, $2::text, $3::jsonb)")?;
         let enqueue_many = prepare("SELECT awa.enqueue_many($1::text, $2::text, $3::jsonb[])")?;
         let deadline = wishes.deadline.map_or(String::new(), |seconds| format!(", deadline => '{seconds} seconds'"));
-        let claim = prepare(&format!(
-            "SELECT job_id, run_lease, attempt, args FROM awa.claim($1::text, $2::integer{deadline})"
-        ))?;
+        let claim = prepare(&format!("SELECT job_id, run_lease, attempt, args FROM awa.claim($1::text, $2::integer{deadline})"))?;
         let complete = prepare("SELECT awa.complete($1::bigint, $2::bigint)")?;
         let complete_many = prepare("SELECT job_id, result FROM awa.complete_many($1::bigint[], $2::bigint[])")?;
         let complete_and_claim = prepare(&format!(

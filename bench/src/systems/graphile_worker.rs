@@ -59,7 +59,17 @@ impl System for GraphileWorker {
         let task: i32 = client.query_one(sql, &[&KIND])?.try_get(0)?;
         let worker = format!("bench-{:?}", std::thread::current().id());
         let claim_text = self.package.read("claim.sql")?;
-        Ok(Box::new(GraphileSession { client, worker, tasks: vec![task], add, add_many, claim_text, claim: None, complete, complete_many }))
+        Ok(Box::new(GraphileSession {
+            client,
+            worker,
+            tasks: vec![task],
+            add,
+            add_many,
+            claim_text,
+            claim: None,
+            complete,
+            complete_many,
+        }))
     }
 
     fn bytes(&self, client: &mut Client) -> Result<i64> {

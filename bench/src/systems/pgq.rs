@@ -87,7 +87,17 @@ impl System for Pgq {
         let finish = prepare("SELECT pgq.finish_batch($1::bigint)")?;
         let consumer_taken = Arc::clone(&self.consumer_taken);
         let queue = queue.to_owned();
-        Ok(Box::new(PgqSession { client, queue, consumer_taken, is_consumer: false, insert, insert_many, next_batch, events, finish }))
+        Ok(Box::new(PgqSession {
+            client,
+            queue,
+            consumer_taken,
+            is_consumer: false,
+            insert,
+            insert_many,
+            next_batch,
+            events,
+            finish,
+        }))
     }
 
     fn bytes(&self, client: &mut Client) -> Result<i64> {

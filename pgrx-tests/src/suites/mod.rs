@@ -80,6 +80,7 @@ suites! {
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
+    adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
     hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
 }
 
