@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postgres::{Client, GenericClient};
 
+use crate::build::Profile;
 use crate::cluster::{Cluster, Shutdown};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
@@ -99,6 +100,8 @@ suites! {
         a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
+    adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
+    hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
 }
 
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
@@ -118,6 +121,8 @@ pub struct Stage<'a> {
     pub cluster: &'a mut Cluster,
     /// The case has destroyed rows on purpose: there is nothing to verify after it.
     pub damaged: bool,
+    /// How the library was built
+    pub profile: Profile,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,11 +133,11 @@ pub struct Attempt {
 
 impl Case {
     /// Runs in a new database; the database of a failed case stays for a look until the next case begins.
-    pub fn run(&self, label: &str, cluster: &mut Cluster) -> Outcome {
+    pub fn run(&self, label: &str, cluster: &mut Cluster, profile: Profile) -> Outcome {
         let started = Instant::now();
         let name = format!("{label}/{}", self.name);
         let log_start = cluster.log_size();
-        match with_limit(cluster, |cluster| self.run_in_database(cluster)) {
+        match with_limit(cluster, |cluster| self.run_in_database(cluster, profile)) {
             Ok(()) => Outcome::passed(name, Some(started.elapsed())),
             Err(error) => {
                 let log = cluster.log_since(log_start).unwrap_or_default();
@@ -143,14 +148,14 @@ impl Case {
         }
     }
 
-    fn run_in_database(&self, cluster: &mut Cluster) -> Result<()> {
+    fn run_in_database(&self, cluster: &mut Cluster, profile: Profile) -> Result<()> {
         // With fresh shared memory, a case does not meet what an earlier one left in it.
         if cluster.is_running() {
             cluster.stop(Shutdown::Fast)?;
         }
         cluster.start()?;
         cluster.create_database(DATABASE)?;
-        let mut stage = Stage { cluster, damaged: false };
+        let mut stage = Stage { cluster, damaged: false, profile };
         stage.connect()?.batch_execute("SELECT awa.create_queue('q')")?;
         (self.run)(&mut stage)?;
         if !stage.damaged {
