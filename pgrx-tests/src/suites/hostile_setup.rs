@@ -39,6 +39,12 @@ pub const WRITES: &[&str] = &[
     "SELECT awa.rescue_stale_heartbeats()",
     "SELECT awa.run_maintenance('rotate')",
     "SELECT awa.add_segments(1)",
+    "SELECT awa.retry(1)",
+    "SELECT awa.delete_job(1)",
+    "SELECT awa.dlq_retry(1)",
+    "SELECT awa.dlq_retry_many()",
+    "SELECT awa.dlq_purge()",
+    "SELECT awa.retention()",
 ];
 
 /// A call of each function that reads, or changes memory only.
