@@ -25,7 +25,7 @@ library     = $(build_dir)/release/libawa_queue.so
 pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: demo test test-cassert soak bench build install uninstall harness fmt fmt-check clippy clean
+.PHONY: demo test test-cassert soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
 
 demo:
 	scripts/prerequisites.sh 15
@@ -50,11 +50,14 @@ soak:
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 
-# Needs a quiet machine; BENCH=full for everything (hours).
-BENCH ?= short
+# Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
 bench:
 	scripts/prerequisites.sh 15
-	bench/run.sh $(BENCH)
+	bench/run short
+
+bench-full:
+	scripts/prerequisites.sh 15
+	bench/run full
 
 harness:
 	CARGO_TARGET_DIR=target/harness cargo build --quiet --package awa_harness

@@ -1,19 +1,23 @@
 //! Every job is accounted for: enqueued = completed + left, nothing completed twice, nothing from nowhere. Pure.
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Account {
     pub enqueued: usize,
     pub completed: usize,
     pub left: usize,
-    pub lost: usize,
+    pub lost_ids: Vec<i64>,
     pub completed_twice: usize,
     pub left_though_completed: usize,
     pub unknown: usize,
 }
 
 impl Account {
+    pub fn lost(&self) -> usize {
+        self.lost_ids.len()
+    }
+
     pub fn is_clean(&self) -> bool {
-        self.lost == 0 && self.completed_twice == 0 && self.left_though_completed == 0 && self.unknown == 0
+        self.lost() == 0 && self.completed_twice == 0 && self.left_though_completed == 0 && self.unknown == 0
     }
 }
 
@@ -31,7 +35,7 @@ pub fn settle(mut enqueued: Vec<i64>, mut completed: Vec<i64>, mut left: Vec<i64
         enqueued: enqueued.len(),
         completed: completed.len(),
         left: left.len(),
-        lost: enqueued.iter().filter(|id| !is_in(&completed, id) && !is_in(&left, id)).count(),
+        lost_ids: enqueued.iter().copied().filter(|id| !is_in(&completed, id) && !is_in(&left, id)).collect(),
         completed_twice: acknowledged - completed.len(),
         left_though_completed: left.iter().filter(|id| is_in(&completed, id)).count(),
         unknown: completed.iter().chain(&left).filter(|id| !is_in(&enqueued, id)).count(),
@@ -49,7 +53,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_damage_is_named() {
-        assert_eq!(settle(vec![1, 2], vec![1], vec![]).lost, 1);
+        assert_eq!(settle(vec![1, 2], vec![1], vec![]).lost(), 1);
         assert_eq!(settle(vec![1], vec![1, 1], vec![]).completed_twice, 1);
         assert_eq!(settle(vec![1], vec![1], vec![1]).left_though_completed, 1);
         assert_eq!(settle(vec![1], vec![1, 7], vec![]).unknown, 1);

@@ -1,5 +1,6 @@
 //! What the server counts: log position, tuples by table, and the CPU of the machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -73,6 +74,21 @@ pub fn counters(client: &mut Client) -> Result<Counters> {
 pub fn wal_position(client: &mut Client) -> Result<i64> {
     let row = client.query_one("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint", &[])?;
     Ok(row.try_get(0)?)
+}
+
+/// One look at what the busy sessions of this database wait for.
+pub fn add_waits(client: &mut Client, waits: &mut BTreeMap<String, i64>) -> Result<()> {
+    let rows = client.query(
+        "SELECT coalesce(wait_event_type || '/' || wait_event, 'CPU'), count(*)
+           FROM pg_stat_activity
+          WHERE state = 'active' AND datname = current_database() AND pid <> pg_backend_pid()
+          GROUP BY 1",
+        &[],
+    )?;
+    for row in rows {
+        *waits.entry(row.try_get(0)?).or_insert(0) += row.try_get::<_, i64>(1)?;
+    }
+    Ok(())
 }
 
 pub struct DeadTuples {

@@ -1,5 +1,6 @@
 //! A sustained load: producers and workers in threads, phases cut by one controller, every job id kept.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use postgres::Client;
 use crate::accounting::{self, Account};
 use crate::counters::{self, Counters, Cpu};
 use crate::payload::Payload;
-use crate::systems::{Claimed, Session, System, Wishes, connect};
+use crate::progress::Progress;
+use crate::systems::{Claimed, Helper, Session, System, Wishes, connect};
 
 const STOPPED: usize = usize::MAX;
 const PRODUCER_PAUSE: Duration = Duration::from_micros(200);
@@ -59,19 +61,29 @@ pub struct PhaseResult {
     pub wal_bytes: i64,
     /// Completions of each second
     pub per_second: Vec<f64>,
+    /// Unfinished jobs at the end of each second
+    pub depth_per_second: Vec<f64>,
+    /// What busy sessions waited for, looked at once a second; "CPU" if for nothing
+    pub waits: BTreeMap<String, i64>,
     pub machine_cpu: Option<f64>,
     pub client_cpu: Option<f64>,
     /// Round trips in milliseconds
     pub enqueue_ms: Vec<f64>,
     pub claim_ms: Vec<f64>,
     pub complete_ms: Vec<f64>,
-    /// From due to claimed, job by job.
+    /// From when a job was due to be enqueued (unpaced: from the start of that call) to the return of the call that claimed it
     pub pickup_ms: Vec<f64>,
+    /// ... and of the one that completed it
+    pub end_to_end_ms: Vec<f64>,
 }
 
 impl PhaseResult {
     pub fn completed_per_second(&self) -> f64 {
         self.completed as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
+    pub fn depth_most(&self) -> Option<f64> {
+        self.depth_per_second.iter().copied().max_by(f64::total_cmp)
     }
 
     pub fn wal_bytes_per_job(&self) -> Option<f64> {
@@ -93,7 +105,6 @@ enum Verb {
     Enqueue,
     Claim,
     Complete,
-    Pickup,
 }
 
 struct Sample {
@@ -102,11 +113,23 @@ struct Sample {
     milliseconds: f64,
 }
 
+/// What happened to a job, when, and in which phase.
+#[derive(Clone, Copy)]
+struct Moment {
+    job_id: i64,
+    phase: usize,
+    at: Instant,
+}
+
 #[derive(Default)]
 struct Outcome {
     enqueued: Vec<i64>,
     completed: Vec<i64>,
     samples: Vec<Sample>,
+    /// Only when the load wishes for times
+    begun: Vec<Moment>,
+    claimed: Vec<Moment>,
+    finished: Vec<Moment>,
 }
 
 impl Outcome {
@@ -156,6 +179,7 @@ pub fn run(
     for _ in 0..shape.workers {
         workers.push(system.connect_with(url, queue, shape.wishes)?);
     }
+    let helper = system.helper(url, queue)?;
     let before = counters::counters(&mut control)?;
     let shared = Shared::default();
     let (phase_results, outcomes) = thread::scope(|scope| {
@@ -176,9 +200,11 @@ pub fn run(
     });
     let outcomes = outcomes?;
     let mut phases = phase_results?;
+    helper.map_or(Ok(()), Helper::finish)?;
     counters::wait_until_alone(&mut control)?;
     let after = counters::counters(&mut control)?;
 
+    add_times(&mut phases, &outcomes);
     let (mut enqueued, mut completed) = (Vec::new(), Vec::new());
     for outcome in outcomes {
         enqueued.extend(outcome.enqueued);
@@ -189,7 +215,6 @@ pub fn run(
                     Verb::Enqueue => phase.enqueue_ms.push(sample.milliseconds),
                     Verb::Claim => phase.claim_ms.push(sample.milliseconds),
                     Verb::Complete => phase.complete_ms.push(sample.milliseconds),
-                    Verb::Pickup => phase.pickup_ms.push(sample.milliseconds),
                 }
             }
         }
@@ -208,7 +233,9 @@ fn conduct(
     between: &mut impl FnMut(&Phase) -> Result<()>,
 ) -> Result<Vec<PhaseResult>> {
     let mut results = Vec::new();
+    let progress = Progress::over(phases.iter().map(|phase| phase.length).sum());
     for (number, phase) in phases.iter().enumerate() {
+        progress.enter(phase.label);
         between(phase)?;
         shared.phase.store(number, Ordering::Relaxed);
         let wal = counters::wal_position(control)?;
@@ -226,6 +253,9 @@ fn conduct(
                 let now = shared.completed.load(Ordering::Relaxed);
                 result.per_second.push((now - sampled) as f64 / sampled_at.elapsed().as_secs_f64());
                 (sampled_at, sampled) = (Instant::now(), now);
+                result.depth_per_second.push(shared.depth() as f64);
+                counters::add_waits(control, &mut result.waits)?;
+                progress.pass(SAMPLE_INTERVAL, result.per_second.last().copied());
             }
         }
         result.seconds = start.elapsed().as_secs_f64();
@@ -260,10 +290,16 @@ fn produce(mut session: Box<dyn Session>, shape: &Shape, number: usize, shared: 
             thread::sleep(PRODUCER_PAUSE);
             continue;
         }
+        // A producer that is late sends at once: the job waits since it was due, not since we came to it.
+        let start = if interval.is_some() { due } else { Instant::now() };
         due += interval.unwrap_or_default();
         let jobs: Vec<Payload> = (next..).take(shape.enqueue_batch).map(Payload::numbered).collect();
         next += jobs.len() as u64;
         let ids = outcome.time(shared, Verb::Enqueue, || session.enqueue(&jobs))?;
+        if shape.wishes.times {
+            let phase = shared.phase.load(Ordering::Relaxed);
+            outcome.begun.extend(ids.iter().map(|&job_id| Moment { job_id, phase, at: start }));
+        }
         shared.enqueued.fetch_add(ids.len() as i64, Ordering::Relaxed);
         outcome.enqueued.extend(ids);
     }
@@ -291,7 +327,7 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
                 session.idle(shape.idle)?;
                 continue;
             }
-            note_pickup(&mut outcome, &finished, shape, shared);
+            note_claimed(&mut outcome, &finished, shape, shared);
         }
         if !shape.work.is_zero() {
             thread::sleep(shape.work * u32::try_from(finished.len())?);
@@ -306,28 +342,52 @@ fn work(mut session: Box<dyn Session>, shape: &Shape, shared: &Shared) -> Result
             Cycle::Combined => {
                 let call = || session.complete_and_claim(&finished, shape.claim_batch);
                 held = outcome.time(shared, Verb::Complete, call)?;
-                note_pickup(&mut outcome, &held, shape, shared);
+                note_claimed(&mut outcome, &held, shape, shared);
             }
         }
-        note_completed(&mut outcome, &finished, shared);
+        note_completed(&mut outcome, &finished, shape, shared);
     }
     if !held.is_empty() {
         session.complete(&held)?;
-        note_completed(&mut outcome, &held, shared);
+        note_completed(&mut outcome, &held, shape, shared);
     }
     Ok(outcome)
 }
 
-fn note_pickup(outcome: &mut Outcome, claimed: &[Claimed], shape: &Shape, shared: &Shared) {
-    if !shape.wishes.pickup {
-        return;
+fn note_claimed(outcome: &mut Outcome, claimed: &[Claimed], shape: &Shape, shared: &Shared) {
+    if shape.wishes.times {
+        let (phase, at) = (shared.phase.load(Ordering::Relaxed), Instant::now());
+        outcome.claimed.extend(claimed.iter().map(|job| Moment { job_id: job.job_id, phase, at }));
     }
-    let phase = shared.phase.load(Ordering::Relaxed);
-    let samples = claimed.iter().map(|job| Sample { phase, verb: Verb::Pickup, milliseconds: job.pickup_ms });
-    outcome.samples.extend(samples);
 }
 
-fn note_completed(outcome: &mut Outcome, finished: &[Claimed], shared: &Shared) {
+fn note_completed(outcome: &mut Outcome, finished: &[Claimed], shape: &Shape, shared: &Shared) {
+    if shape.wishes.times {
+        let (phase, at) = (shared.phase.load(Ordering::Relaxed), Instant::now());
+        outcome.finished.extend(finished.iter().map(|job| Moment { job_id: job.job_id, phase, at }));
+    }
     outcome.completed.extend(finished.iter().map(|job| job.job_id));
     shared.completed.fetch_add(finished.len() as i64, Ordering::Relaxed);
+}
+
+/// A job counts in the phase in which it was claimed, or completed.
+fn add_times(phases: &mut [PhaseResult], outcomes: &[Outcome]) {
+    let begun: HashMap<i64, Instant> =
+        outcomes.iter().flat_map(|outcome| &outcome.begun).map(|moment| (moment.job_id, moment.at)).collect();
+    let since = |moment: &Moment| {
+        let start = begun.get(&moment.job_id)?;
+        Some(moment.at.saturating_duration_since(*start).as_secs_f64() * 1e3)
+    };
+    for outcome in outcomes {
+        for moment in &outcome.claimed {
+            if let (Some(phase), Some(milliseconds)) = (phases.get_mut(moment.phase), since(moment)) {
+                phase.pickup_ms.push(milliseconds);
+            }
+        }
+        for moment in &outcome.finished {
+            if let (Some(phase), Some(milliseconds)) = (phases.get_mut(moment.phase), since(moment)) {
+                phase.end_to_end_ms.push(milliseconds);
+            }
+        }
+    }
 }

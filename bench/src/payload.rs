@@ -1,4 +1,4 @@
-//! The payload of a job: about 100 bytes of JSON, sent as `jsonb` and never decoded, by either system.
+//! The payload of a job: about 100 bytes of JSON, sent as `jsonb`, or as the type that a system wants, and never decoded.
 
 use std::error::Error;
 
@@ -17,23 +17,29 @@ impl Payload {
             r#"{{"n": "{number:016}", "to": "someone@example.org", "template": "welcome", "locale": "en", "try": true}}"#
         ))
     }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl ToSql for Payload {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        out.put_u8(JSONB_WIRE_VERSION);
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        if *ty == Type::JSONB {
+            out.put_u8(JSONB_WIRE_VERSION);
+        }
         out.put_slice(self.0.as_bytes());
         Ok(IsNull::No)
     }
 
     fn accepts(ty: &Type) -> bool {
-        *ty == Type::JSONB
+        [Type::JSONB, Type::JSON, Type::TEXT].contains(ty)
     }
 
     to_sql_checked!();
 }
 
-/// A received `jsonb` value, measured and dropped.
+/// A received value, measured and dropped.
 pub struct PayloadBytes(pub usize);
 
 impl FromSql<'_> for PayloadBytes {
@@ -42,7 +48,7 @@ impl FromSql<'_> for PayloadBytes {
     }
 
     fn accepts(ty: &Type) -> bool {
-        *ty == Type::JSONB
+        [Type::JSONB, Type::JSON].contains(ty)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Measurements as JSON lines and as Markdown tables.
+//! Measurements as JSON lines and as Markdown tables. What could not be measured is a line, too.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,9 @@ use postgres::{Client, NoTls};
 use serde_json::{Map, Value, json};
 
 use crate::Target;
+use crate::load::PhaseResult;
 use crate::stats;
+use crate::systems::SystemName;
 
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -62,6 +64,80 @@ impl Measurement {
     }
 }
 
+/// Something that a system could not do, or a system that is not there: a line of the table all the same.
+#[derive(Clone, Debug)]
+pub struct Absence {
+    pub scenario: String,
+    pub case: String,
+    pub system: String,
+    pub reason: String,
+}
+
+/// A system of the run, and what it keeps and drops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contract {
+    pub system: String,
+    pub version: String,
+    pub text: String,
+}
+
+/// What happened second by second, in one phase of a load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    pub scenario: String,
+    pub system: String,
+    pub phase: String,
+    /// Completions of each second
+    pub rate: Vec<f64>,
+    /// Unfinished jobs at the end of each second
+    pub depth: Vec<f64>,
+}
+
+/// Everything that a file of JSON lines says.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    pub contracts: Vec<Contract>,
+    pub measurements: Vec<Measurement>,
+    pub absences: Vec<Absence>,
+    pub series: Vec<Series>,
+}
+
+impl Run {
+    /// A file of several scenarios names its systems several times.
+    fn add_contract(&mut self, contract: Contract) {
+        if !self.contracts.contains(&contract) {
+            self.contracts.push(contract);
+        }
+    }
+
+    fn add(&mut self, value: &Value) {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let numbers = |name: &str| -> Vec<f64> {
+            value.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).collect()
+        };
+        match text("kind").as_str() {
+            "measurement" => self.measurements.extend(Measurement::from_json(value)),
+            "absence" => self.absences.push(Absence {
+                scenario: text("scenario"),
+                case: text("case"),
+                system: text("system"),
+                reason: text("reason"),
+            }),
+            "system" => {
+                self.add_contract(Contract { system: text("system"), version: text("version"), text: text("contract") });
+            }
+            "series" => self.series.push(Series {
+                scenario: text("scenario"),
+                system: text("system"),
+                phase: text("phase"),
+                rate: numbers("rate"),
+                depth: numbers("depth"),
+            }),
+            _ => {}
+        }
+    }
+}
+
 /// Settings that decide what a number means; written once a run.
 const SETTINGS: [&str; 12] = [
     "server_version",
@@ -80,7 +156,7 @@ const SETTINGS: [&str; 12] = [
 
 pub struct Recorder {
     out: Option<File>,
-    measurements: Vec<Measurement>,
+    run: Run,
     broken: usize,
 }
 
@@ -96,7 +172,7 @@ impl Recorder {
             ),
             None => None,
         };
-        let mut recorder = Recorder { out, measurements: Vec::new(), broken: 0 };
+        let mut recorder = Recorder { out, run: Run::default(), broken: 0 };
         let mut client = Client::connect(&target.url, NoTls).context("cannot connect")?;
         let mut settings = Map::new();
         for name in SETTINGS {
@@ -104,7 +180,43 @@ impl Recorder {
             settings.insert(name.to_owned(), json!(row.get::<_, Option<String>>(0)));
         }
         recorder.line(&json!({"kind": "server", "settings": settings}))?;
+        for &name in &target.systems {
+            recorder.introduce(target, name)?;
+        }
         Ok(recorder)
+    }
+
+    fn introduce(&mut self, target: &Target, name: SystemName) -> Result<()> {
+        let (version, contract) = match name.installed(&target.peers) {
+            Ok(version) => (version, target.system(name).contract().to_owned()),
+            Err(reason) => {
+                eprintln!("{} is not measured: {reason}", name.as_str());
+                (String::new(), format!("NOT MEASURED, {reason}"))
+            }
+        };
+        self.keep(&json!({"kind": "system", "system": name.as_str(), "version": version, "contract": contract}))
+    }
+
+    pub fn absent(&mut self, scenario: &str, case: &str, system: &str, reason: &str) -> Result<()> {
+        self.keep(&json!({"kind": "absence", "scenario": scenario, "case": case, "system": system, "reason": reason}))
+    }
+
+    /// For the plots: each second of each phase.
+    pub fn series(&mut self, scenario: &str, system: &str, phase: &PhaseResult) -> Result<()> {
+        self.keep(&json!({
+            "kind": "series",
+            "scenario": scenario,
+            "system": system,
+            "phase": phase.label,
+            "rate": phase.per_second,
+            "depth": phase.depth_per_second,
+            "waits": phase.waits,
+        }))
+    }
+
+    fn keep(&mut self, value: &Value) -> Result<()> {
+        self.run.add(value);
+        self.line(value)
     }
 
     /// A line for those who plot; not part of a table.
@@ -123,7 +235,7 @@ impl Recorder {
             shown.join(" ")
         );
         self.line(&measurement.to_json())?;
-        self.measurements.push(measurement);
+        self.run.measurements.push(measurement);
         Ok(())
     }
 
@@ -134,8 +246,8 @@ impl Recorder {
         self.line(&json!({"kind": "broken", "text": text}))
     }
 
-    pub fn measurements(&self) -> &[Measurement] {
-        &self.measurements
+    pub fn run(&self) -> &Run {
+        &self.run
     }
 
     pub fn broken(&self) -> usize {
@@ -150,41 +262,48 @@ impl Recorder {
     }
 }
 
-pub fn read(path: &Path) -> Result<Vec<Measurement>> {
+pub fn read(path: &Path) -> Result<Run> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut measurements = Vec::new();
+    let mut run = Run::default();
     for line in BufReader::new(file).lines() {
-        let value: Value = serde_json::from_str(&line?)?;
-        if value.get("kind").and_then(Value::as_str) == Some("measurement") {
-            measurements.extend(Measurement::from_json(&value));
-        }
+        run.add(&serde_json::from_str(&line?)?);
     }
-    Ok(measurements)
+    Ok(run)
 }
 
-/// One table a scenario: a line for each (case, system), a column for each metric, medians with their range.
-pub fn markdown(measurements: &[Measurement]) -> String {
+/// The contracts; then one table a scenario: a line for each (case, system), a column for each metric, medians with range.
+pub fn markdown(run: &Run) -> String {
     let mut text = String::new();
-    for scenario in distinct(measurements.iter().map(|m| m.scenario.as_str())) {
-        let of_scenario: Vec<&Measurement> = measurements.iter().filter(|m| m.scenario == scenario).collect();
-        text.push_str(&table(scenario, &of_scenario));
+    if !run.contracts.is_empty() {
+        text.push_str("\n### Systems\n\n| system | version | what it keeps, what it drops |\n|---|---|---|\n");
+        for contract in &run.contracts {
+            text.push_str(&format!("| {} | {} | {} |\n", contract.system, contract.version, contract.text));
+        }
+    }
+    let scenarios = run.measurements.iter().map(|m| m.scenario.as_str()).chain(run.absences.iter().map(|a| a.scenario.as_str()));
+    for scenario in distinct(scenarios) {
+        let measured: Vec<&Measurement> = run.measurements.iter().filter(|m| m.scenario == scenario).collect();
+        let absent: Vec<&Absence> = run.absences.iter().filter(|a| a.scenario == scenario).collect();
+        text.push_str(&table(scenario, &measured, &absent));
     }
     text
 }
 
-fn table(scenario: &str, measurements: &[&Measurement]) -> String {
+fn table(scenario: &str, measurements: &[&Measurement], absences: &[&Absence]) -> String {
     // The fullest measurement gives the order of the columns; others may lack some of them.
     let fullest = measurements.iter().max_by_key(|m| m.metrics.len());
     let columns = distinct(fullest.into_iter().chain(measurements).flat_map(|m| m.metrics.iter().map(|(name, _)| name.as_str())));
+    let compares = distinct(measurements.iter().map(|m| m.system.as_str())).len() > 1;
+    let width = columns.len() + usize::from(compares);
     let mut text = format!("\n### {scenario}\n\n| case | system |");
     for column in &columns {
         text.push_str(&format!(" {column} |"));
     }
-    let compares = distinct(measurements.iter().map(|m| m.system.as_str())).len() > 1;
     text.push_str(if compares { " ratio |\n|---|---|" } else { "\n|---|---|" });
-    text.push_str(&"--:|".repeat(columns.len() + usize::from(compares)));
+    text.push_str(&"--:|".repeat(width));
     text.push('\n');
-    for case in distinct(measurements.iter().map(|m| m.case.as_str())) {
+    let cases = measurements.iter().map(|m| m.case.as_str()).chain(absences.iter().map(|a| a.case.as_str()));
+    for case in distinct(cases) {
         let of_case: Vec<&Measurement> = measurements.iter().copied().filter(|m| m.case == case).collect();
         let systems = distinct(of_case.iter().map(|m| m.system.as_str()));
         let baseline = systems.last().and_then(|system| primary(&of_case, system));
@@ -198,6 +317,9 @@ fn table(scenario: &str, measurements: &[&Measurement]) -> String {
             }
             text.push('\n');
         }
+        for (system, reason) in distinct_absences(absences, case) {
+            text.push_str(&format!("| {case} | {system} | not measured: {reason} |{}\n", " |".repeat(width.saturating_sub(1))));
+        }
     }
     if compares {
         text.push_str("\n`ratio`: first column of numbers, relative to the last system of the case.\n");
@@ -205,7 +327,19 @@ fn table(scenario: &str, measurements: &[&Measurement]) -> String {
     text
 }
 
-fn samples(measurements: &[&Measurement], system: &str, metric: &str) -> Vec<f64> {
+/// Rounds repeat them.
+fn distinct_absences<'a>(absences: &[&'a Absence], case: &str) -> Vec<(&'a str, &'a str)> {
+    let mut seen = Vec::new();
+    for absence in absences.iter().filter(|absence| absence.case == case) {
+        let line = (absence.system.as_str(), absence.reason.as_str());
+        if !seen.contains(&line) {
+            seen.push(line);
+        }
+    }
+    seen
+}
+
+pub fn samples(measurements: &[&Measurement], system: &str, metric: &str) -> Vec<f64> {
     let of_system = measurements.iter().filter(|m| m.system == system);
     of_system.flat_map(|m| m.metrics.iter().filter(|(name, _)| name == metric).map(|(_, value)| *value)).collect()
 }
@@ -254,7 +388,7 @@ fn number(value: f64) -> String {
     text
 }
 
-fn distinct<'a>(items: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub fn distinct<'a>(items: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for item in items {
         if !seen.contains(&item) {
@@ -290,8 +424,18 @@ mod tests {
             Measurement::new("s", "c", "awa", 1).metric("jobs/s", 30.0),
             Measurement::new("s", "c", "skip_locked", 1).metric("jobs/s", 10.0),
         ];
-        let text = markdown(&both);
+        let text = markdown(&Run { measurements: both.to_vec(), ..Run::default() });
         assert!(text.contains("| c | awa | 30 | 3.00 |"), "{text}");
         assert!(text.contains("| c | skip_locked | 10 | 1.00 |"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_measured_has_a_line() {
+        let mut run = Run::default();
+        run.add(&json!({"kind": "system", "system": "pgq", "version": "3.5", "contract": "an event log"}));
+        run.add(&json!({"kind": "absence", "scenario": "s", "case": "c", "system": "pgq", "reason": "no schedule"}));
+        let text = markdown(&run);
+        assert!(text.contains("| pgq | 3.5 | an event log |"), "{text}");
+        assert!(text.contains("| c | pgq | not measured: no schedule |"), "{text}");
     }
 }

@@ -28,7 +28,7 @@ impl Selection {
 }
 
 /// Suites that need no server: label and cargo package.
-const CARGO_SUITES: &[(&str, &str)] = &[("protocol", "awa_protocol"), ("harness", "awa_harness")];
+const CARGO_SUITES: &[(&str, &str)] = &[("protocol", "awa_protocol"), ("harness", "awa_harness"), ("bench", "awa_bench")];
 
 type ServerSuite = fn(&Selection, &Layout, &Tree, &mut Cluster, &mut Report) -> Result<()>;
 
@@ -128,7 +128,7 @@ fn client(selection: &Selection, _: &Layout, tree: &Tree, cluster: &mut Cluster,
     let label = format!("client/{}", tree.server.name());
     for case in CASES {
         if selection.wants(&format!("{label}/{}", case.name)) {
-            report.record(case.run(&label, cluster));
+            report.record(case.run(&label, cluster, selection.profile));
         }
     }
     Ok(())

@@ -161,3 +161,33 @@ SELECT queue, args, state FROM awa.jobs WHERE queue IN ('paused', 'busy') ORDER 
 SELECT awa.resume_queue('paused');
 SELECT args FROM awa.claim(ARRAY['busy', 'paused'], 10);
 SELECT * FROM awa.verify();
+
+-- A paused queue, a job that runs all day and a job of next week: the ring goes round all the same, and each comes to its end.
+SELECT awa.drop_queue('paused', true), awa.drop_queue('busy', true);
+SELECT awa.create_queue('still'), awa.create_queue('long'), awa.create_queue('far');
+SELECT count(awa.enqueue('still', 'k', to_jsonb(n))) FROM generate_series(1, 3) AS n;
+SELECT awa.pause_queue('still');
+SELECT count(awa.enqueue('long', 'k', '4'));
+SELECT count(awa.enqueue('far', 'k', '5', run_at => now() + '1 week'));
+TRUNCATE got;
+INSERT INTO got SELECT args::int, job_id, run_lease FROM awa.claim('long', heartbeat_timeout => '1 day');
+\o /dev/null
+\set ECHO none
+SELECT format('SELECT outcome FROM awa.%s', call) FROM generate_series(1, 30) AS lap,
+    unnest(ARRAY['rotate()', 'run_maintenance(''carry_forward'')', 'prune()', 'prune()']) WITH ORDINALITY AS c (call, n) ORDER BY lap, n \gexec
+\set ECHO all
+\o
+SELECT max(generation) > 40 AS went_round, count(*) <= 9 AS is_short, min(generation) > 30 AS moved_on FROM awa.stat_segments;
+SELECT * FROM awa.verify();
+SELECT queue, state, args FROM awa.jobs ORDER BY args;
+SELECT count(*) FROM awa.deferred_jobs;
+SELECT awa.heartbeat(job_id, run_lease), awa.complete(job_id, run_lease) FROM got;
+SELECT awa.resume_queue('still');
+SELECT args FROM awa.claim(ARRAY['still', 'long', 'far'], 10);
+SELECT * FROM awa.verify();
+-- Looking takes no transaction id.
+BEGIN;
+SELECT outcome FROM awa.run_maintenance('carry_forward');
+SELECT outcome FROM awa.run_maintenance('promote_deferred');
+SELECT pg_current_xact_id_if_assigned();
+COMMIT;

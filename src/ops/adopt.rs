@@ -10,6 +10,7 @@ use pgrx::PgSqlErrorCode as Code;
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, build, notes, require_preloading};
 use crate::ops::rotate::refuse_old_snapshot;
+use crate::ops::verify;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::sql;
 use crate::store::{instance, queues};
@@ -59,8 +60,9 @@ fn void<R>(seen: &Frontier, verb: &str, change: impl FnOnce() -> Result<R>) -> R
     let _builders = Rel::open(build::builders_lock()?, Lock::AccessExclusive)?;
     // Nobody builds, creates, rotates or prunes from here on: the ring stays what memory says now.
     let frontier = Frontier::as_it_is()?;
-    for info in frontier.live_segments() {
-        Rel::open(info.ready, Lock::Share)?;
+    // A working state that was never built has no users, and names segments of who knows when.
+    if build::is_ready(frontier.word()) {
+        verify::keep_users_out(&frontier)?;
     }
     let answer = sql::as_owner(frontier.ledger, change)?;
     notes::reserve(&frontier, 1)?;

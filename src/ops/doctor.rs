@@ -4,7 +4,6 @@
 use awa_protocol::limits::GAPS_PER_QUEUE;
 use awa_protocol::ring::SegmentState;
 
-use crate::error::Result;
 use crate::frontier::{Frontier, ledger_oid, require_preloading};
 use crate::ops::{handle, inspect};
 use crate::pg::rel::{Lock, lock_conflicts};
@@ -17,20 +16,20 @@ pub struct Check {
     pub name: &'static str,
     pub status: &'static str,
     pub detail: String,
-    pub hint: &'static str,
+    pub hint: String,
 }
 
 impl Check {
     pub fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, status: "ok", detail: detail.into(), hint: "" }
+        Self { name, status: "ok", detail: detail.into(), hint: String::new() }
     }
 
-    pub fn warning(name: &'static str, detail: impl Into<String>, hint: &'static str) -> Self {
-        Self { name, status: "warning", detail: detail.into(), hint }
+    pub fn warning(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, status: "warning", detail: detail.into(), hint: hint.into() }
     }
 
-    pub fn error(name: &'static str, detail: impl Into<String>, hint: &'static str) -> Self {
-        Self { name, status: "error", detail: detail.into(), hint }
+    pub fn error(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, status: "error", detail: detail.into(), hint: hint.into() }
     }
 }
 
@@ -46,14 +45,14 @@ pub fn server(checks: &mut Vec<Check>) {
         )
     });
     let library = env!("CARGO_PKG_VERSION");
-    checks.push(match extension::version() {
+    checks.push(match xact::subtransaction(extension::version) {
         Ok(Some(version)) if version == library => Check::ok("version", format!("Extension and library are {library}.")),
         Ok(version) => Check::error(
             "version",
             format!("The extension is {}, the library is {library}.", version.as_deref().unwrap_or("not there")),
             "Run ALTER EXTENSION awa_queue UPDATE, or restart the server to load the installed library.",
         ),
-        Err(error) => Check::error("version", error.message, ""),
+        Err(error) => Check::error("version", error.message, "Look at pg_extension."),
     });
     checks.push(if xact::in_recovery() {
         Check::ok("recovery", "This is a standby: the queue works after promotion.")
@@ -69,7 +68,7 @@ pub fn server(checks: &mut Vec<Check>) {
             "Update the server to the newest minor release.",
         )
     });
-    match extension::publication_for_all_tables() {
+    match xact::subtransaction(extension::publication_for_all_tables) {
         Ok(None) => checks.push(Check::ok("publication", "No publication is for all tables.")),
         Ok(Some(name)) => checks.push(Check::warning(
             "publication",
@@ -81,30 +80,40 @@ pub fn server(checks: &mut Vec<Check>) {
 }
 
 /// The queue itself.
-pub fn engine(checks: &mut Vec<Check>) -> Result<()> {
-    let owned = ledger_oid().and_then(|ledger| sql::as_owner(ledger, instance::owned));
+pub fn engine(checks: &mut Vec<Check>) {
+    // Tables of another version may be other ones: then that is what was found.
+    let owned = xact::subtransaction(|| {
+        let ledger = ledger_oid()?;
+        sql::as_owner(ledger, instance::check)?;
+        sql::as_owner(ledger, instance::owned)
+    });
     checks.push(match owned {
         Ok(None) => Check::ok("instance", "No queue was created yet."),
-        Ok(Some(true)) => Check::ok("instance", "The jobs belong to this server and database."),
-        Ok(Some(false)) => Check::error(
-            "instance",
-            "The jobs belong to another server or database, or a restore is under way: nothing runs here.",
-            "After a restore call awa.post_restore(); if this is a copy that is to run its jobs, call awa.adopt().",
-        ),
-        Err(error) => Check::error("instance", error.message, ""),
+        Ok(Some(_)) => Check::ok("instance", "The jobs belong to this server and database."),
+        Err(error) => {
+            let hint = error.hint.unwrap_or_else(|| "See the check version.".to_owned());
+            Check::error("instance", format!("Nothing runs here: {}.", error.message), hint)
+        }
     });
     if require_preloading().is_err() || xact::in_recovery() {
-        return Ok(());
+        return;
     }
-    let Some(frontier) = Frontier::attach_if_built()? else {
-        checks.push(Check::ok("frontier", "Shared memory is filled at the next call of a function or look of the maintainer."));
-        return Ok(());
+    let frontier = match xact::subtransaction(Frontier::attach_if_built) {
+        Ok(Some(frontier)) => frontier,
+        Ok(None) => {
+            checks
+                .push(Check::ok("frontier", "Shared memory is filled at the next call of a function or look of the maintainer."));
+            return;
+        }
+        Err(error) => {
+            checks.push(Check::error("frontier", error.message, error.hint.unwrap_or_default()));
+            return;
+        }
     };
     checks.push(Check::ok("frontier", "Shared memory is filled."));
     pool(&frontier, checks);
     gaps(&frontier, checks);
     ring(&frontier, checks);
-    Ok(())
 }
 
 fn pool(frontier: &Frontier, checks: &mut Vec<Check>) {

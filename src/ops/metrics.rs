@@ -44,12 +44,14 @@ pub fn engine(frontier: &Frontier, put: Put<'_>) -> Result<()> {
             put(&Metric { name: "awa_jobs", labels: &[queue, ("state", state.as_bytes())], value: value as f64 })?;
         }
         let waiting_since = if oldest <= xact::now() && oldest > i64::MIN { xact::now() - oldest } else { 0 };
-        let values: [(&str, f64); 9] = [
+        let values: [(&str, f64); 11] = [
             ("awa_jobs_enqueued_total", totals.enqueued as f64),
             ("awa_jobs_claimed_total", totals.claimed as f64),
             ("awa_jobs_completed_total", totals.completed as f64),
             ("awa_attempts_failed_total", totals.failed_attempts as f64),
             ("awa_jobs_snoozed_total", totals.snoozed as f64),
+            ("awa_attempts_rescued_total", totals.rescued as f64),
+            ("awa_jobs_carried_total", totals.carried as f64),
             ("awa_queue_holes", f64::from(holes)),
             ("awa_queue_gaps", gaps as f64),
             ("awa_queue_waiters", f64::from(waiters)),

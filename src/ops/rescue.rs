@@ -121,7 +121,9 @@ fn find(frontier: &Frontier, by: Overdue, now: i64) -> Selection<Found> {
             });
             for Seen { queue, since, found } in seen {
                 let wanted = frontier.queue(queue).existence == Existence::Live;
-                if wanted && !exits::is_unsettled(found.claim_xid) && !is_set_aside(frontier, &found, now) {
+                // An attempt that was found in the log has no claim to wait for.
+                let settled = found.claim_xid == 0 || !exits::is_unsettled(found.claim_xid);
+                if wanted && settled && !is_set_aside(frontier, &found, now) {
                     selection.offer(queue, since, found);
                 }
             }

@@ -75,15 +75,20 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
     // Waits for whoever is creating, changing or dropping a queue, and keeps others out.
     let _definitions = Rel::open(queues::table()?, Lock::Exclusive)?;
-    let mut held = Vec::new();
+    keep_users_out(frontier)?;
+    build::rebuild(frontier)
+}
+
+/// Waits for all transactions that have used a built frontier, and keeps others out to the end of this one. The caller holds the ledger.
+pub fn keep_users_out(frontier: &Frontier) -> Result<()> {
     for info in frontier.live_segments() {
-        held.push(Rel::open(info.ready, Lock::Share)?);
+        Rel::open(info.ready, Lock::Share)?;
     }
     // Whoever deletes finished jobs from them changes counts.
     for shelf in Shelf::ALL {
-        held.push(Rel::open(shelf.table()?, Lock::Share)?);
+        Rel::open(shelf.table()?, Lock::Share)?;
     }
-    build::rebuild(frontier)
+    Ok(())
 }
 
 fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {

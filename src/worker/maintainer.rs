@@ -34,8 +34,6 @@ struct Maintainer {
     /// Microseconds since then: a clock that never goes back.
     origin: Instant,
     activities: Vec<CString>,
-    /// Which incarnation of the extension was found to be ours.
-    known: Option<u32>,
     /// What was said last about each task, and about the whole.
     complaints: Vec<Option<String>>,
     state: (Standing, Line),
@@ -60,7 +58,6 @@ pub fn run(arg: u64) {
         schedule: Schedule::new(paces, settings::maintenance_interval(), 0),
         origin: Instant::now(),
         activities: Task::ALL.into_iter().map(activity).collect(),
-        known: None,
         complaints: vec![None; Task::ALL.len()],
         state: (Standing::Looking, Line::new()),
         database: bgworker::run_transaction(c"awa_queue: name", || Ok(xact::database_name())).unwrap_or_default(),
@@ -74,15 +71,18 @@ fn activity(task: Task) -> CString {
 }
 
 /// What a database or a role may set for its sessions must not change what a task does. A lock that is not free soon is waited for at
-/// the next tick, so that no session with a lock of its own can stop the rescue of jobs for long.
+/// the next tick: so no session with a lock of its own can stop the rescue of jobs for long, and where a maintainer and a command (DROP
+/// EXTENSION takes its locks in an order of its own) wait for each other, it is the maintainer that gives up, long before the
+/// command's deadlock_timeout.
 fn fix_settings() {
-    let fixed: [(&'static CStr, &'static CStr); 7] = [
+    let fixed: [(&'static CStr, &'static CStr); 8] = [
         (c"application_name", c"awa_queue maintainer"),
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_deferrable", c"off"),
-        (c"lock_timeout", c"1s"),
+        (c"lock_timeout", c"100ms"),
+        (c"deadlock_timeout", c"10ms"),
         (c"row_security", c"off"),
     ];
     for (name, value) in fixed {
@@ -147,14 +147,11 @@ impl Maintainer {
     // ---- whether ---------------------------------------------------------------------------------------------------------
 
     fn look(&mut self) -> Found {
-        let known = self.known;
-        let looked = bgworker::run_transaction(c"awa_queue: look", || look(known));
-        match looked {
-            Ok((found, incarnation)) => {
-                self.known = incarnation;
-                found
-            }
+        match bgworker::run_transaction(c"awa_queue: look", look) {
+            Ok(found) => found,
             // Tables that are being restored, dropped or locked: there will be another look.
+            // A lock in the way for a moment changes nothing; the steps would meet it, too.
+            Err(error) if is_in_the_way(&error) && self.state.0 == Standing::Working => Found::Ready,
             Err(error) => Found::Idle(line(&format!("cannot look: {}", error.message))),
         }
     }
@@ -274,26 +271,22 @@ fn is_in_the_way(error: &Error) -> bool {
         .contains(&error.code)
 }
 
-/// In a transaction. `known`: the incarnation that was found to be ours before. Writes nothing.
-fn look(known: Option<u32>) -> Result<(Found, Option<u32>)> {
-    let Some(version) = extension::version()? else { return Ok((Found::NoExtension, None)) };
+/// In a transaction. Writes nothing.
+fn look() -> Result<Found> {
+    let Some(version) = extension::version()? else { return Ok(Found::NoExtension) };
     if version != env!("CARGO_PKG_VERSION") {
         let reason = format!("version {version} of the extension, version {} of the library", env!("CARGO_PKG_VERSION"));
-        return Ok((Found::Idle(line(&reason)), None));
+        return Ok(Found::Idle(line(&reason)));
     }
     if !settings::maintenance() {
-        return Ok((Found::Idle(line("awa.maintenance is off")), known));
+        return Ok(Found::Idle(line("awa.maintenance is off")));
     }
-    let ledger = ledger_oid()?;
-    if known == Some(ledger.to_u32()) {
-        return Ok((Found::Ready, known));
-    }
-    match sql::as_owner(ledger, instance::owned)? {
-        None => Ok((Found::Idle(line("no queue was created yet")), None)),
-        Some(false) => Ok((
-            Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()")),
-            None,
-        )),
-        Some(true) => Ok((Found::Ready, Some(ledger.to_u32()))),
-    }
+    // At each look: a restore may begin at any time.
+    Ok(match sql::as_owner(ledger_oid()?, instance::owned)? {
+        None => Found::Idle(line("no queue was created yet")),
+        Some(false) => {
+            Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()"))
+        }
+        Some(true) => Found::Ready,
+    })
 }

@@ -42,19 +42,6 @@ pub enum Standing {
     Waiting,
 }
 
-impl Standing {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Free => "none",
-            Self::Starting => "starting",
-            Self::Looking => "looking",
-            Self::Idle => "idle",
-            Self::Working => "working",
-            Self::Waiting => "waiting",
-        }
-    }
-}
-
 /// Why a maintainer has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -28,7 +28,7 @@ pub struct HeartbeatArgs {
 }
 
 pub fn run(target: &Target, args: &HeartbeatArgs, recorder: &mut Recorder) -> Result<()> {
-    let awa = SystemName::Awa.system();
+    let awa = target.system(SystemName::Awa);
     let queue = format!("heartbeat_{}", std::process::id());
     let mut client = connect(&target.url)?;
     awa.reset(&mut client)?;

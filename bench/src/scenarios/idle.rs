@@ -13,26 +13,36 @@ use crate::counters;
 use crate::report::{Measurement, Recorder};
 use crate::systems::{SystemName, connect};
 
+const SECONDS: f64 = 600.0;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Args)]
 pub struct IdleArgs {
-    #[arg(long, default_value_t = 600)]
-    seconds: u64,
+    /// Seconds until what the setting up has caused (a rotation, a checkpoint's own record) is over
+    #[arg(long, default_value_t = 20)]
+    settle: u64,
 }
 
 pub fn run(target: &Target, args: &IdleArgs, recorder: &mut Recorder) -> Result<()> {
-    let awa = SystemName::Awa.system();
+    for name in target.systems.iter().filter(|name| **name != SystemName::Awa) {
+        recorder.absent(
+            "idle-cost",
+            "idle",
+            name.as_str(),
+            "it runs nothing in the server; its maintenance is its clients' work",
+        )?;
+    }
+    let awa = target.system(SystemName::Awa);
     let queue = format!("idle_{}", std::process::id());
     let mut client = connect(&target.url)?;
     awa.reset(&mut client)?;
     awa.create_queue(&mut client, &queue)?;
     client.batch_execute("CHECKPOINT")?;
-    // What the setting up has caused (a rotation, a checkpoint's own record) is over after a while.
-    thread::sleep(Duration::from_secs(20));
+    thread::sleep(Duration::from_secs(args.settle));
+    let seconds = target.window(SECONDS);
     let (xid, wal, cpu) = (next_xid(&mut client)?, counters::wal_position(&mut client)?, maintainer_cpu(&mut client)?);
-    thread::sleep(Duration::from_secs(args.seconds));
-    let measurement = Measurement::new("idle", format!("{} s", args.seconds), SystemName::Awa.as_str(), 1)
+    thread::sleep(Duration::from_secs_f64(seconds));
+    let measurement = Measurement::new("idle-cost", format!("{seconds} s"), SystemName::Awa.as_str(), 1)
         .metric("transaction ids", (next_xid(&mut client)? - xid) as f64)
         .metric("WAL bytes of the whole server", (counters::wal_position(&mut client)? - wal) as f64)
         .metric("CPU ms of launcher and maintainer", (maintainer_cpu(&mut client)? - cpu) * 1e3);

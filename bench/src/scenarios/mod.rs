@@ -1,14 +1,15 @@
 //! One file a scenario: what is prepared, what is timed, what is recorded.
 
-pub mod claim_cost;
-pub mod deadlines;
+pub mod backlog;
+pub mod crash;
 pub mod heartbeat;
+pub mod horizon;
 pub mod idle;
+pub mod latency;
 pub mod memory;
-pub mod pinned;
 pub mod profile;
 pub mod rebuild;
-pub mod rescue;
+pub mod rescue_cost;
 pub mod steady;
 pub mod throughput;
 pub mod wakeup;
@@ -21,7 +22,7 @@ use crate::Target;
 use crate::load::{Cycle, LoadResult, PhaseResult};
 use crate::report::{Measurement, Recorder};
 use crate::stats;
-use crate::systems::{System, SystemName};
+use crate::systems::{Ability, System, SystemName};
 
 /// A system and the way its workers finish a job.
 #[derive(Clone, Copy)]
@@ -40,16 +41,46 @@ impl Contender {
 }
 
 /// The comparison of a table is with its last system: one-call cycles come first.
-pub fn contenders(target: &Target, cycles: &[Cycle]) -> Vec<Contender> {
+pub fn contenders(
+    target: &Target,
+    cycles: &[Cycle],
+    scenario: &str,
+    case: &str,
+    recorder: &mut Recorder,
+) -> Result<Vec<Contender>> {
     let mut list = Vec::new();
     for &name in &target.systems {
         for cycle in [Cycle::Combined, Cycle::Separate] {
-            if cycles.contains(&cycle) {
-                list.push(Contender { name, cycle });
+            let contender = Contender { name, cycle };
+            if !cycles.contains(&cycle) {
+                continue;
+            }
+            match target.system(name).lacks(Ability::OneCallCycle) {
+                Some(reason) if cycle == Cycle::Combined => recorder.absent(scenario, case, &contender.label(), reason)?,
+                _ => list.push(contender),
             }
         }
     }
-    list
+    Ok(list)
+}
+
+/// Says what systems of the run cannot do, and returns those that can.
+pub fn able(
+    target: &Target,
+    abilities: &[Ability],
+    scenario: &str,
+    case: &str,
+    recorder: &mut Recorder,
+) -> Result<Vec<SystemName>> {
+    let mut able = Vec::new();
+    for &name in &target.systems {
+        let system = target.system(name);
+        match abilities.iter().find_map(|ability| system.lacks(*ability)) {
+            Some(reason) => recorder.absent(scenario, case, name.as_str(), reason)?,
+            None => able.push(name),
+        }
+    }
+    Ok(able)
 }
 
 /// Fails the run, without stopping it, when a job was lost, done twice or invented.
@@ -97,6 +128,6 @@ pub fn with_load_metrics(measurement: Measurement, window: &PhaseResult, result:
         .metric("complete p99 ms", stats::quantile(&window.complete_ms, 0.99))
         .metric("machine CPU %", window.machine_cpu)
         .metric("driver CPU %", window.client_cpu)
-        .metric("lost", result.account.lost as f64)
+        .metric("lost", result.account.lost() as f64)
         .metric("done twice", result.account.completed_twice as f64)
 }

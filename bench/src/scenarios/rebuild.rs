@@ -26,7 +26,7 @@ pub fn run(target: &Target, args: &RebuildArgs, recorder: &mut Recorder) -> Resu
 }
 
 fn load(target: &Target, args: &RebuildArgs) -> Result<()> {
-    let awa = SystemName::Awa.system();
+    let awa = target.system(SystemName::Awa);
     let mut client = connect_loader(&target.url)?;
     awa.reset(&mut client)?;
     let exists = client.query_opt("SELECT 1 FROM awa.queues WHERE queue = $1", &[&QUEUE])?.is_some();
@@ -62,7 +62,7 @@ fn measure(target: &Target, args: &RebuildArgs, recorder: &mut Recorder) -> Resu
         recorder.complain(&format!("rebuild: {counted:?} jobs available before, {after:?} after"))?;
     }
     if !target.no_verify {
-        for problem in SystemName::Awa.system().verify(&mut client)? {
+        for problem in target.system(SystemName::Awa).verify(&mut client)? {
             recorder.complain(&format!("rebuild: verify: {problem}"))?;
         }
     }

@@ -18,12 +18,12 @@ use crate::scenarios::check_account;
 use crate::stats;
 use crate::systems::{System, Wishes, connect};
 
+const SECONDS: f64 = 7_200.0;
+
 #[derive(Args)]
 pub struct SteadyArgs {
     #[arg(long, default_value_t = 800.0)]
     rate: f64,
-    #[arg(long, default_value_t = 7200.0)]
-    seconds: f64,
     #[arg(long, default_value_t = 30.0)]
     warm_up: f64,
     #[arg(long, default_value_t = 8)]
@@ -42,7 +42,7 @@ struct Size {
 
 pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Result<()> {
     for &name in &target.systems {
-        let system = name.system();
+        let system = target.system(name);
         let queue = format!("steady_{}", std::process::id());
         let mut client = connect(&target.url)?;
         system.reset(&mut client)?;
@@ -59,11 +59,11 @@ pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Resul
             rate: args.rate,
             idle: Duration::from_millis(1),
             work: Duration::ZERO,
-            wishes: Wishes { wait: true, pickup: true, ..Wishes::default() },
+            wishes: Wishes { wait: true, times: true, ..Wishes::default() },
         };
         let phases = [
             Phase { label: "warm-up", length: Duration::from_secs_f64(args.warm_up) },
-            Phase { label: "steady", length: Duration::from_secs_f64(args.seconds) },
+            Phase { label: "steady", length: Duration::from_secs_f64(target.window(SECONDS)) },
         ];
         let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
         let samples = Mutex::new(Vec::new());
@@ -89,19 +89,20 @@ pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Resul
         let last = mean(sizes.get(sizes.len() - quarter..).unwrap_or_default());
         let largest = sizes.iter().map(|size| size.megabytes).fold(0.0, f64::max);
         for window in result.phases.iter().filter(|phase| phase.label == "steady") {
-            let measurement = Measurement::new("steady", format!("{}/s for {} s", args.rate, args.seconds), name.as_str(), 1)
-                .metric("jobs/s", window.completed_per_second())
-                .metric("MB, first quarter", first)
-                .metric("MB, last quarter", last)
-                .metric("MB, largest", largest)
-                .metric("last / first", (first > 0.0).then(|| last / first))
-                .metric("pickup p50 ms", stats::quantile(&window.pickup_ms, 0.5))
-                .metric("pickup p99 ms", stats::quantile(&window.pickup_ms, 0.99))
-                .metric("WAL B/job", window.wal_bytes_per_job())
-                .metric("dead tuples, most", sizes.iter().map(|size| size.dead).fold(0.0, f64::max))
-                .metric("catalog dead tuples, most", sizes.iter().map(|size| size.catalog_dead).fold(0.0, f64::max))
-                .metric("machine CPU %", window.machine_cpu)
-                .metric("driver CPU %", window.client_cpu);
+            let measurement =
+                Measurement::new("steady", format!("{}/s for {} s", args.rate, target.window(SECONDS)), name.as_str(), 1)
+                    .metric("jobs/s", window.completed_per_second())
+                    .metric("MB, first quarter", first)
+                    .metric("MB, last quarter", last)
+                    .metric("MB, largest", largest)
+                    .metric("last / first", (first > 0.0).then(|| last / first))
+                    .metric("pickup p50 ms", stats::quantile(&window.pickup_ms, 0.5))
+                    .metric("pickup p99 ms", stats::quantile(&window.pickup_ms, 0.99))
+                    .metric("WAL B/job", window.wal_bytes_per_job())
+                    .metric("dead tuples, most", sizes.iter().map(|size| size.dead).fold(0.0, f64::max))
+                    .metric("catalog dead tuples, most", sizes.iter().map(|size| size.catalog_dead).fold(0.0, f64::max))
+                    .metric("machine CPU %", window.machine_cpu)
+                    .metric("driver CPU %", window.client_cpu);
             recorder.record(measurement)?;
         }
         check_account(target, recorder, &mut client, &*system, "steady", &result)?;

@@ -65,7 +65,7 @@ pub struct ScalingArgs {
     #[command(flatten)]
     window: WindowArgs,
     /// Worker sessions; batches keep 2 producers, single jobs have as many producers as workers
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64, 128, 256])]
     sessions: Vec<usize>,
 }
 
@@ -111,8 +111,8 @@ pub fn scaling(target: &Target, args: &ScalingArgs, recorder: &mut Recorder) -> 
         batches.push((format!("batch, {sessions} sessions"), shape));
         singles.push((format!("single, {sessions} sessions"), single_shape(sessions, sessions, 1_000, &args.window)));
     }
-    rounds(target, &args.window, "scaling-batch", &batches, recorder)?;
-    rounds(target, &args.window, "scaling-single", &singles, recorder)
+    rounds(target, &args.window, "worker-scaling, batch", &batches, recorder)?;
+    rounds(target, &args.window, "worker-scaling, single", &singles, recorder)
 }
 
 fn single_shape(producers: usize, workers: usize, depth: i64, window: &WindowArgs) -> Shape {
@@ -138,7 +138,7 @@ fn rounds(
     cases: &[(String, Shape)],
     recorder: &mut Recorder,
 ) -> Result<()> {
-    let contenders = contenders(target, &window.cycles);
+    let contenders = contenders(target, &window.cycles, scenario, cases.first().map_or("", |(case, _)| case), recorder)?;
     for round in 1..=target.rounds {
         for (case, shape) in cases {
             for &contender in &contenders {
@@ -159,7 +159,7 @@ fn one_window(
     measurement: Measurement,
     recorder: &mut Recorder,
 ) -> Result<()> {
-    let system = contender.name.system();
+    let system = target.system(contender.name);
     let queue = format!("bench_{}", std::process::id());
     let mut client = connect(&target.url)?;
     system.reset(&mut client)?;
@@ -168,7 +168,7 @@ fn one_window(
 
     let phases = [
         Phase { label: "warm-up", length: Duration::from_secs_f64(window.warm_up) },
-        Phase { label: "window", length: Duration::from_secs_f64(window.window) },
+        Phase { label: "window", length: Duration::from_secs_f64(target.window(window.window)) },
     ];
     let result = load::run(&target.url, &*system, &queue, shape, &phases, |_| Ok(()))?;
 
@@ -176,5 +176,6 @@ fn one_window(
     check_account(target, recorder, &mut client, &*system, &measurement.case, &result)?;
     system.drop_queue(&mut client, &queue)?;
     let measured = result.phases.last().context("a load has a window")?;
+    recorder.series(&measurement.scenario, &measurement.system, measured)?;
     recorder.record(with_load_metrics(measurement, measured, &result))
 }

@@ -11,7 +11,7 @@ use crate::Target;
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
 use crate::stats;
-use crate::systems::{Session, SystemName, connect};
+use crate::systems::{Helper, Session, SystemName, connect};
 
 const JOB_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -38,21 +38,21 @@ struct Woken {
 pub fn run(target: &Target, args: &WakeupArgs, recorder: &mut Recorder) -> Result<()> {
     for round in 1..=target.rounds {
         for &name in &target.systems {
-            let system = name.system();
+            let system = target.system(name);
             let queue = format!("wakeup_{}", std::process::id());
             let mut client = connect(&target.url)?;
             system.reset(&mut client)?;
             system.create_queue(&mut client, &queue)?;
+            let helper = system.helper(&target.url, &queue)?;
             let producer = system.connect(&target.url, &queue)?;
             let worker = system.connect(&target.url, &queue)?;
             let (method, waiter) = match name {
                 SystemName::Awa => ("CALL awa.wait".to_owned(), Waiter::Call(queue.clone())),
-                SystemName::SkipLocked => {
-                    (format!("polling every {} ms", args.poll_ms), Waiter::Poll(Duration::from_millis(args.poll_ms)))
-                }
+                _ => (format!("polling every {} ms", args.poll_ms), Waiter::Poll(Duration::from_millis(args.poll_ms))),
             };
             let measurement = Measurement::new("wakeup", "one waiting session", format!("{}, {method}", name.as_str()), round);
             recorder.record(measure(args, producer, worker, &waiter, measurement)?)?;
+            helper.map_or(Ok(()), Helper::finish)?;
             system.drop_queue(&mut client, &queue)?;
         }
     }

@@ -1,5 +1,8 @@
 //! What one job writes: log bytes and records, heap rows, index entries and dead tuples of each verb, one session.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use clap::Args;
 use postgres::Client;
@@ -8,7 +11,7 @@ use crate::Target;
 use crate::counters::{self, Counters};
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
-use crate::systems::{Claimed, Session, connect};
+use crate::systems::{Ability, Claimed, Helper, Session, connect};
 
 /// Records that would have been written without the load.
 const BACKGROUND_RECORDS: &str = "Standby/RUNNING_XACTS|XLOG/CHECKPOINT_ONLINE|XLOG/CHECKPOINT_REDO|XLOG/NOOP";
@@ -22,6 +25,10 @@ pub struct WalArgs {
     #[arg(long, default_value_t = 20_000)]
     jobs: usize,
 }
+
+const ONE_CALL: &str = "complete and claim in one call";
+/// For jobs that come only when a ticker says so
+const CLAIM_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Totals of one verb over all jobs.
 struct Cost {
@@ -48,13 +55,22 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
     }
     for &name in &target.systems {
         for &batch in &args.batches {
-            let system = name.system();
+            let system = target.system(name);
             let queue = format!("wal_{}_{batch}", std::process::id());
             system.reset(&mut control)?;
             system.create_queue(&mut control, &queue)?;
+            let helper = system.helper(&target.url, &queue)?;
             let session = system.connect(&target.url, &queue)?;
-            let mut meter = Meter { control: &mut control, session, inspect, batch, jobs: args.jobs };
-            for (verb, cost) in meter.all_verbs()? {
+            let one_call = system.lacks(Ability::OneCallCycle);
+            let mut meter =
+                Meter { control: &mut control, session, inspect, batch, jobs: args.jobs, one_call: one_call.is_none() };
+            let costs = meter.all_verbs()?;
+            drop(meter);
+            helper.map_or(Ok(()), Helper::finish)?;
+            if let Some(reason) = one_call {
+                recorder.absent("wal-per-job", &format!("batch {batch}, {ONE_CALL}"), name.as_str(), reason)?;
+            }
+            for (verb, cost) in costs {
                 let case = format!("batch {batch}, {verb}");
                 let measurement = Measurement::new("wal-per-job", case, name.as_str(), 1);
                 recorder.record(with_cost(measurement, &cost, args.jobs as f64))?;
@@ -84,6 +100,7 @@ struct Meter<'a> {
     inspect: bool,
     batch: usize,
     jobs: usize,
+    one_call: bool,
 }
 
 impl Meter<'_> {
@@ -103,9 +120,11 @@ impl Meter<'_> {
         costs.push(("complete", cost));
         let (_, cost) = self.measure(|session| whole_way(session, batch, jobs))?;
         costs.push(("enqueue + claim + complete", cost));
-        enqueue_all(&mut *self.session, batch, jobs)?;
-        let (_, cost) = self.measure(|session| complete_and_claim_all(session, batch, jobs))?;
-        costs.push(("complete and claim in one call", cost));
+        if self.one_call {
+            enqueue_all(&mut *self.session, batch, jobs)?;
+            let (_, cost) = self.measure(|session| complete_and_claim_all(session, batch, jobs))?;
+            costs.push((ONE_CALL, cost));
+        }
         Ok(costs)
     }
 
@@ -164,10 +183,15 @@ fn enqueue_all(session: &mut dyn Session, batch: usize, jobs: usize) -> Result<u
 
 fn claim_all(session: &mut dyn Session, batch: usize, jobs: usize) -> Result<Vec<Claimed>> {
     let mut claimed = Vec::new();
+    let mut asked = Instant::now();
     while claimed.len() < jobs {
         let next = session.claim(i32::try_from(batch)?)?;
-        if next.is_empty() {
+        if !next.is_empty() {
+            asked = Instant::now();
+        } else if asked.elapsed() > CLAIM_WAIT_MAX {
             bail!("{} of {jobs} jobs could be claimed", claimed.len());
+        } else {
+            thread::sleep(Duration::from_millis(1));
         }
         claimed.extend(next);
     }

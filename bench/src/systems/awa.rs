@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use postgres::{Client, Row, Statement};
 
 use crate::payload::{Payload, PayloadBytes};
-use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect};
+use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect, ids};
 
 const RESULT_COMPLETED: &str = "completed";
 /// One call prunes one segment.
@@ -18,6 +18,11 @@ pub struct Awa;
 impl System for Awa {
     fn name(&self) -> SystemName {
         SystemName::Awa
+    }
+
+    fn contract(&self) -> &'static str {
+        "finished jobs are kept until their segment is pruned (and beyond, within their retention); attempts with leases that fence \
+         every exit, deadlines, heartbeats, retries with backoff, dead letters, priorities, schedule"
     }
 
     fn reset(&self, client: &mut Client) -> Result<()> {
@@ -45,15 +50,12 @@ impl System for Awa {
         let mut prepare = |sql: &str| client.prepare(sql);
         let enqueue = prepare("SELECT awa.enqueue($1::text, $2::text, $3::jsonb)")?;
         let enqueue_many = prepare("SELECT awa.enqueue_many($1::text, $2::text, $3::jsonb[])")?;
-        let pickup = wishes.pickup_column();
         let deadline = wishes.deadline.map_or(String::new(), |seconds| format!(", deadline => '{seconds} seconds'"));
-        let claim = prepare(&format!(
-            "SELECT job_id, run_lease, attempt, args, {pickup} FROM awa.claim($1::text, $2::integer{deadline})"
-        ))?;
+        let claim = prepare(&format!("SELECT job_id, run_lease, attempt, args FROM awa.claim($1::text, $2::integer{deadline})"))?;
         let complete = prepare("SELECT awa.complete($1::bigint, $2::bigint)")?;
         let complete_many = prepare("SELECT job_id, result FROM awa.complete_many($1::bigint[], $2::bigint[])")?;
         let complete_and_claim = prepare(&format!(
-            "SELECT job_id, run_lease, attempt, args, {pickup}
+            "SELECT job_id, run_lease, attempt, args
                    FROM awa.complete_and_claim($1::bigint[], $2::bigint[], $3::text, $4::integer{deadline})"
         ))?;
         Ok(Box::new(AwaSession {
@@ -79,8 +81,20 @@ impl System for Awa {
         Ok(row.try_get(0)?)
     }
 
-    fn bulk_statement(&self) -> &'static str {
-        r#"SELECT cardinality(awa.enqueue_many(
+    fn hot_table(&self, client: &mut Client, _: &str) -> Result<String> {
+        let row = client.query_one(
+            "SELECT oid::regclass::text
+               FROM pg_class
+              WHERE relkind = 'r' AND relnamespace = 'awa_segments'::regnamespace
+              ORDER BY pg_relation_size(oid) DESC
+              LIMIT 1",
+            &[],
+        )?;
+        Ok(row.try_get(0)?)
+    }
+
+    fn bulk_statement(&self) -> Result<String> {
+        Ok(r#"SELECT cardinality(awa.enqueue_many(
                       $1::text,
                       $2::text,
                       array_agg(format('{"n": "%s", "to": "someone@example.org", "template": "welcome", '
@@ -89,11 +103,11 @@ impl System for Awa {
                                       THEN array_agg(now() + '1 hour' + random() * '1 hour'::interval)
                                  END))
              FROM generate_series(1, $3::integer) AS n"#
+            .to_owned())
     }
 
     fn left(&self, client: &mut Client, queue: &str) -> Result<Vec<i64>> {
-        let rows = client.query("SELECT job_id FROM awa.jobs WHERE queue = $1", &[&queue])?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        ids(&client.query("SELECT job_id FROM awa.jobs WHERE queue = $1", &[&queue])?)
     }
 
     fn completed(&self, client: &mut Client, queue: &str) -> Result<Option<i64>> {
@@ -181,7 +195,7 @@ fn claimed(row: &Row) -> Result<Claimed> {
     if size == 0 {
         bail!("a job came without its payload");
     }
-    Ok(Claimed { job_id: row.try_get(0)?, lease: row.try_get(1)?, pickup_ms: row.try_get(4)? })
+    Ok(Claimed { job_id: row.try_get(0)?, lease: row.try_get(1)? })
 }
 
 fn acknowledged(job_id: i64, result: &str) -> Result<i64> {

@@ -1,10 +1,10 @@
-//! The plain table: claim updates the row under SKIP LOCKED, complete deletes it.
+//! The plain table: claim updates the row under SKIP LOCKED, complete deletes it, or updates it again to keep it.
 
 use anyhow::{Result, bail};
 use postgres::{Client, Row, Statement};
 
 use crate::payload::{Payload, PayloadBytes};
-use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect};
+use crate::systems::{Claimed, KIND, Session, System, SystemName, Wishes, connect, ids, job_ids};
 
 const SCHEMA: &str = "
     DROP SCHEMA IF EXISTS skip_locked CASCADE;
@@ -17,7 +17,8 @@ const SCHEMA: &str = "
         run_at   timestamptz NOT NULL DEFAULT now(),
         state    text        NOT NULL DEFAULT 'ready',
         attempt  integer     NOT NULL DEFAULT 0,
-        payload  jsonb       NOT NULL
+        payload  jsonb       NOT NULL,
+        finished_at timestamptz
     );
     CREATE INDEX jobs_ready_idx ON skip_locked.jobs (queue, priority, run_at, id) WHERE state = 'ready';
     CHECKPOINT";
@@ -35,13 +36,13 @@ const CLAIM: &str = "
                             ORDER BY priority, run_at, id
                             LIMIT $2
                               FOR UPDATE SKIP LOCKED))
- RETURNING id, attempt, payload, ";
+ RETURNING id, attempt, payload";
 
 /// The limit makes the deletes come first. The other way round two sessions deadlock: SKIP LOCKED also locks, and then
 /// passes over, rows that another session has just claimed and is about to delete.
 const COMPLETE_AND_CLAIM: &str = "
     WITH done AS (
-        DELETE FROM skip_locked.jobs WHERE id = ANY ($3::bigint[]) AND state = 'running' RETURNING id
+        FINISH WHERE id = ANY ($3::bigint[]) AND state = 'running' RETURNING id
     )
     UPDATE skip_locked.jobs
        SET state = 'running',
@@ -54,13 +55,36 @@ const COMPLETE_AND_CLAIM: &str = "
                             ORDER BY priority, run_at, id
                             LIMIT $2 + (SELECT 0 * count(*) FROM done)
                               FOR UPDATE SKIP LOCKED))
- RETURNING id, attempt, payload, ";
+ RETURNING id, attempt, payload";
 
-pub struct SkipLocked;
+/// What completes a row, before its `WHERE`.
+const DELETE: &str = "DELETE FROM skip_locked.jobs";
+const KEEP: &str = "UPDATE skip_locked.jobs SET state = 'done', finished_at = now()";
+
+pub struct SkipLocked {
+    keep: bool,
+    finish: &'static str,
+}
+
+impl SkipLocked {
+    pub fn new(keep: bool) -> SkipLocked {
+        SkipLocked { keep, finish: if keep { KEEP } else { DELETE } }
+    }
+}
 
 impl System for SkipLocked {
     fn name(&self) -> SystemName {
-        SystemName::SkipLocked
+        if self.keep { SystemName::SkipLockedKeep } else { SystemName::SkipLocked }
+    }
+
+    fn contract(&self) -> &'static str {
+        if self.keep {
+            "a table of our own: claim updates the row, complete updates it again (finished jobs are kept); attempts counted, \
+             priorities, schedule; no lease, fence, retry policy or rescue"
+        } else {
+            "a table of our own: claim updates the row, complete deletes it (nothing is kept); attempts counted, priorities, \
+             schedule; no lease, fence, retry policy or rescue"
+        }
     }
 
     fn reset(&self, client: &mut Client) -> Result<()> {
@@ -78,7 +102,7 @@ impl System for SkipLocked {
         Ok(())
     }
 
-    fn connect_with(&self, url: &str, queue: &str, wishes: Wishes) -> Result<Box<dyn Session>> {
+    fn connect_with(&self, url: &str, queue: &str, _: Wishes) -> Result<Box<dyn Session>> {
         let mut client = connect(url)?;
         let mut prepare = |sql: &str| client.prepare(sql);
         let enqueue = prepare("INSERT INTO skip_locked.jobs (queue, kind, payload) VALUES ($1, $2, $3) RETURNING id")?;
@@ -87,11 +111,11 @@ impl System for SkipLocked {
              SELECT $1, $2, payload FROM unnest($3::jsonb[]) AS payload
              RETURNING id",
         )?;
-        let claim = prepare(&format!("{CLAIM}{}", wishes.pickup_column()))?;
-        let complete = prepare("DELETE FROM skip_locked.jobs WHERE id = $1 AND state = 'running' RETURNING id")?;
-        let complete_many =
-            prepare("DELETE FROM skip_locked.jobs WHERE id = ANY ($1::bigint[]) AND state = 'running' RETURNING id")?;
-        let complete_and_claim = prepare(&format!("{COMPLETE_AND_CLAIM}{}", wishes.pickup_column()))?;
+        let claim = prepare(CLAIM)?;
+        let finish = self.finish;
+        let complete = prepare(&format!("{finish} WHERE id = $1 AND state = 'running' RETURNING id"))?;
+        let complete_many = prepare(&format!("{finish} WHERE id = ANY ($1::bigint[]) AND state = 'running' RETURNING id"))?;
+        let complete_and_claim = prepare(&COMPLETE_AND_CLAIM.replace("FINISH", finish))?;
         Ok(Box::new(SkipLockedSession {
             queue: queue.to_owned(),
             enqueue,
@@ -108,27 +132,31 @@ impl System for SkipLocked {
         Ok(client.query_one("SELECT pg_total_relation_size('skip_locked.jobs')", &[])?.try_get(0)?)
     }
 
-    fn bulk_statement(&self) -> &'static str {
-        r#"INSERT INTO skip_locked.jobs (queue, kind, payload, run_at)
+    fn hot_table(&self, _: &mut Client, _: &str) -> Result<String> {
+        Ok("skip_locked.jobs".to_owned())
+    }
+
+    fn bulk_statement(&self) -> Result<String> {
+        Ok(r#"INSERT INTO skip_locked.jobs (queue, kind, payload, run_at)
            SELECT $1,
                   $2,
                   format('{"n": "%s", "to": "someone@example.org", "template": "welcome", '
                          '"locale": "en", "try": true}', lpad(n::text, 16, '0'))::jsonb,
                   CASE WHEN $4::boolean THEN now() + '1 hour' + random() * '1 hour'::interval ELSE now() END
              FROM generate_series(1, $3::integer) AS n"#
+            .to_owned())
     }
 
     fn left(&self, client: &mut Client, queue: &str) -> Result<Vec<i64>> {
-        let rows = client.query("SELECT id FROM skip_locked.jobs WHERE queue = $1", &[&queue])?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        ids(&client.query("SELECT id FROM skip_locked.jobs WHERE queue = $1 AND state <> 'done'", &[&queue])?)
     }
 
-    fn completed(&self, _: &mut Client, _: &str) -> Result<Option<i64>> {
-        Ok(None)
-    }
-
-    fn verify(&self, _: &mut Client) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    fn completed(&self, client: &mut Client, queue: &str) -> Result<Option<i64>> {
+        if !self.keep {
+            return Ok(None);
+        }
+        let sql = "SELECT count(*) FROM skip_locked.jobs WHERE queue = $1 AND state = 'done'";
+        Ok(Some(client.query_one(sql, &[&queue])?.try_get(0)?))
     }
 }
 
@@ -187,13 +215,5 @@ fn claimed(row: &Row) -> Result<Claimed> {
         bail!("a job came without its payload");
     }
     let attempt: i32 = row.try_get(1)?;
-    Ok(Claimed { job_id: row.try_get(0)?, lease: i64::from(attempt), pickup_ms: row.try_get(3)? })
-}
-
-fn job_ids(jobs: &[Claimed]) -> Vec<i64> {
-    jobs.iter().map(|job| job.job_id).collect()
-}
-
-fn ids(rows: &[Row]) -> Result<Vec<i64>> {
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    Ok(Claimed { job_id: row.try_get(0)?, lease: i64::from(attempt) })
 }

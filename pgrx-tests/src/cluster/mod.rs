@@ -331,6 +331,34 @@ impl Cluster {
         self.config(database).connect(NoTls).with_context(|| format!("cannot connect to database {database}"))
     }
 
+    /// Feeds statements to a server of one process on a copy of this cluster, which must be stopped; what it printed. Nothing
+    /// else runs in such a server, so the same statements cost the same each time. `under` names a program to run it under.
+    pub fn single_user(&self, under: &[&str], database: &str, statements: &str) -> Result<String> {
+        let (copy, script) = (self.dir.join("single"), self.dir.join("single.sql"));
+        if copy.exists() {
+            fs::remove_dir_all(&copy)?;
+        }
+        run(std::process::Command::new("cp").arg("-a").arg(self.data()).arg(&copy))?;
+        fs::write(&script, statements)?;
+        let postgres = self.bindir.join("postgres");
+        let mut command = match under.split_first() {
+            None => server_command(&postgres, self.user.as_ref()),
+            Some((program, arguments)) => {
+                let mut command = server_command(Path::new(program), self.user.as_ref());
+                command.args(arguments).arg(&postgres);
+                command
+            }
+        };
+        command.args(["--single", "-c", "full_page_writes=off", "-D"]).arg(&copy).arg(database).stdin(File::open(&script)?);
+        let out = command.output().context("cannot run a single-user server")?;
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        if !out.status.success() || said.contains("ERROR:") || said.contains("FATAL:") {
+            bail!("the single-user server failed: {}", last_lines(&said, 20));
+        }
+        fs::remove_dir_all(&copy)?;
+        Ok(said)
+    }
+
     /// A new database with the extension in it; an old one of the name goes.
     pub fn create_database(&self, name: &str) -> Result<()> {
         let mut client = self.connect("postgres")?;

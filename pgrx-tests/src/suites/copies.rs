@@ -213,6 +213,57 @@ pub fn a_parallel_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
     dump_and_restore(stage, &["--format=directory", "--jobs=2"], &["--jobs=2"])
 }
 
+// If this fails, a maintainer frees a ring of which the half is not restored yet.
+pub fn a_marked_restore_is_left_alone_until_it_is_complete(stage: &mut Stage<'_>) -> Result<()> {
+    let scene = set_up(stage)?;
+    let original = picture(&mut stage.connect()?)?;
+    let target = stage.cluster.dir().join("copies.dump");
+    drop(std::fs::remove_dir_all(&target));
+    drop(std::fs::remove_file(&target));
+    run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+    stage.cluster.drop_database(COPY)?;
+    stage.cluster.connect("postgres")?.batch_execute(&format!("CREATE DATABASE {COPY}"))?;
+    let mut client = stage.cluster.connect(COPY)?;
+    // Somebody has used it before, so that there is something to void.
+    for sql in ["CREATE EXTENSION awa_queue", "SELECT count(*) FROM awa.stat_queue", "SELECT awa.pre_restore()", "SELECT awa.pre_restore()"] {
+        client.batch_execute(sql)?;
+    }
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.post_restore()")?;
+    all_refused(&mut client, &["SELECT awa.adopt()"], "55000", "awa.post_restore()")?;
+    run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", COPY]).arg(&target))?;
+    drop(client);
+    stage.cluster.restart(Shutdown::Fast)?;
+    let mut client = stage.cluster.connect(COPY)?;
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.post_restore()")?;
+    for expected in [true, false] {
+        let adopted: bool = client.query_one("SELECT awa.post_restore()", &[])?.try_get(0)?;
+        ensure!(adopted == expected, "post_restore answered {adopted}");
+    }
+    ensure!(picture(&mut client)? == original, "the copy is not what the original was");
+    verify_clean(&mut client)?;
+    drop(client);
+    check_original(stage, &scene, &original)
+}
+
+// If this fails, a backup that is restored over its own database runs jobs again that were finished after it was taken.
+pub fn a_restore_over_the_same_database_waits_for_adoption(stage: &mut Stage<'_>) -> Result<()> {
+    let scene = set_up(stage)?;
+    let original = picture(&mut stage.connect()?)?;
+    let target = stage.cluster.dir().join("copies.dump");
+    drop(std::fs::remove_dir_all(&target));
+    drop(std::fs::remove_file(&target));
+    run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+    let mut client = stage.connect()?;
+    client.batch_execute("SET client_min_messages = error; DROP EXTENSION awa_queue CASCADE")?;
+    run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", DATABASE]).arg(&target))?;
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.adopt()")?;
+    let adopted: bool = client.query_one("SELECT awa.adopt()", &[])?.try_get(0)?;
+    ensure!(adopted, "adopt found nothing to do");
+    ensure!(picture(&mut client)? == original, "the restored database is not what it was");
+    complete(&mut client, scene.running[0])?;
+    verify_clean(&mut client)
+}
+
 // If this fails, a database made from a template runs the jobs of the template.
 pub fn a_database_made_from_a_template_waits_for_adoption(stage: &mut Stage<'_>) -> Result<()> {
     let scene = set_up(stage)?;

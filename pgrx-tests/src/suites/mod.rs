@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postgres::{Client, GenericClient};
 
+use crate::build::Profile;
 use crate::cluster::{Cluster, Shutdown};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
@@ -43,10 +44,12 @@ suites! {
         a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
         a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
         a_long_enqueue_watched_by_claimers_loses_no_row, a_pruned_segment_leaves_the_counts,
+        a_slot_is_good_after_a_prune_that_was_rolled_back,
     ];
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
         every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
+        every_acknowledged_job_has_one_end_under_maintenance,
     ];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
@@ -59,6 +62,13 @@ suites! {
         a_full_pool_hands_out_fewer_jobs_and_says_so, a_rolled_back_claim_that_filled_the_pool_can_be_claimed_again,
         jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
         a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
+    ];
+    rescue: [
+        a_pass_is_bounded_and_fair, a_job_that_cannot_be_rescued_stops_no_other, after_a_crash_every_attempt_has_a_grace,
+    ];
+    ring: [
+        a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
+        an_old_snapshot_keeps_no_segment, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [
@@ -75,6 +85,7 @@ suites! {
     ];
     copies: [
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_marked_restore_is_left_alone_until_it_is_complete, a_restore_over_the_same_database_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
     ];
@@ -89,6 +100,8 @@ suites! {
         a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
+    adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
+    hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
 }
 
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
@@ -108,6 +121,8 @@ pub struct Stage<'a> {
     pub cluster: &'a mut Cluster,
     /// The case has destroyed rows on purpose: there is nothing to verify after it.
     pub damaged: bool,
+    /// How the library was built
+    pub profile: Profile,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,11 +133,11 @@ pub struct Attempt {
 
 impl Case {
     /// Runs in a new database; the database of a failed case stays for a look until the next case begins.
-    pub fn run(&self, label: &str, cluster: &mut Cluster) -> Outcome {
+    pub fn run(&self, label: &str, cluster: &mut Cluster, profile: Profile) -> Outcome {
         let started = Instant::now();
         let name = format!("{label}/{}", self.name);
         let log_start = cluster.log_size();
-        match with_limit(cluster, |cluster| self.run_in_database(cluster)) {
+        match with_limit(cluster, |cluster| self.run_in_database(cluster, profile)) {
             Ok(()) => Outcome::passed(name, Some(started.elapsed())),
             Err(error) => {
                 let log = cluster.log_since(log_start).unwrap_or_default();
@@ -133,14 +148,14 @@ impl Case {
         }
     }
 
-    fn run_in_database(&self, cluster: &mut Cluster) -> Result<()> {
+    fn run_in_database(&self, cluster: &mut Cluster, profile: Profile) -> Result<()> {
         // With fresh shared memory, a case does not meet what an earlier one left in it.
         if cluster.is_running() {
             cluster.stop(Shutdown::Fast)?;
         }
         cluster.start()?;
         cluster.create_database(DATABASE)?;
-        let mut stage = Stage { cluster, damaged: false };
+        let mut stage = Stage { cluster, damaged: false, profile };
         stage.connect()?.batch_execute("SELECT awa.create_queue('q')")?;
         (self.run)(&mut stage)?;
         if !stage.damaged {

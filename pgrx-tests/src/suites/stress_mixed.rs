@@ -59,11 +59,37 @@ pub fn every_acknowledged_job_has_one_end_over_rebuilds(stage: &mut Stage<'_>) -
 // If this fails, jobs are lost or doubled, or workers lose their leases, when segments are emptied under them.
 pub fn every_acknowledged_job_has_one_end_while_segments_are_emptied(stage: &mut Stage<'_>) -> Result<()> {
     // Whatever is due in more than two seconds waits outside the ring.
-    stage.connect()?.batch_execute("ALTER SYSTEM SET awa.deferral = 2")?;
-    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
-    let result = run(stage, Mischief::Carries);
-    stage.connect()?.batch_execute("ALTER SYSTEM RESET awa.deferral")?;
-    stage.connect()?.batch_execute("SELECT pg_reload_conf()")?;
+    configured(stage, &[("awa.deferral", "2s")], |stage| run(stage, Mischief::Carries))
+}
+
+// If this fails, the maintainer, which does everything by itself and all the time, harms jobs.
+pub fn every_acknowledged_job_has_one_end_under_maintenance(stage: &mut Stage<'_>) -> Result<()> {
+    let hasty = [
+        ("awa.maintenance", "on"),
+        ("awa.maintenance_interval", "10ms"),
+        ("awa.rotate_age", "1s"),
+        ("awa.rotate_size", "1MB"),
+        ("awa.ring_segments", "4"),
+        ("awa.prune_grace", "0"),
+        ("awa.deferral", "2s"),
+    ];
+    configured(stage, &hasty, |stage| run(stage, Mischief::Carries))
+}
+
+/// Runs with other settings of the server, and puts them back.
+fn configured(stage: &mut Stage<'_>, settings: &[(&str, &str)], body: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+    let mut client = stage.connect()?;
+    for (name, value) in settings {
+        client.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'"))?;
+    }
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    drop(client);
+    let result = body(stage);
+    let mut client = stage.connect()?;
+    for (name, _) in settings {
+        client.batch_execute(&format!("ALTER SYSTEM RESET {name}"))?;
+    }
+    client.batch_execute("SELECT pg_reload_conf()")?;
     result
 }
 

@@ -9,7 +9,6 @@ use super::step::Step;
 use super::waiting::Row;
 use crate::error::{Result, reserve};
 use crate::frontier::{Frontier, Reserve, SegmentInfo, notes};
-use crate::ops::exits;
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
 use crate::pg::rel::Rel;
@@ -58,7 +57,7 @@ impl Step<'_> {
         if !is_usable {
             return Ok(false);
         }
-        let row = exits::with_row(&self.old.info, &self.old.rel, seen, Row::copy)?;
+        let Some(row) = self.copy_row(seen)? else { return Ok(false) };
         if self.open.is_none() {
             self.open = Some(Open::lock(frontier)?);
         }

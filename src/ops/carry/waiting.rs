@@ -8,6 +8,7 @@ use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
 use awa_protocol::lane::{Lane, Position, SubLane};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::queue::TrackId;
+use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use super::step::Step;
@@ -69,9 +70,22 @@ pub struct Waiting {
 }
 
 impl Step<'_> {
+    /// The row of an entry. One that is missing is for verify() to name: it must not keep the others in their segment.
+    pub fn copy_row(&self, seen: &Entry) -> Result<Option<Row>> {
+        match exits::with_row(&self.old.info, &self.old.rel, seen, Row::copy) {
+            Ok(row) => Ok(Some(row)),
+            Err(error) if error.code == Code::ERRCODE_DATA_CORRUPTED => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A hole becomes a guard. False: a claimer has it, or its queue is being dropped.
     pub fn guard_hole(&mut self, name: EntryRef, seen: &Entry) -> Result<bool> {
-        let row = exits::with_row(&self.old.info, &self.old.rel, seen, Row::copy)?;
+        let Some(row) = self.copy_row(seen)? else { return Ok(false) };
+        // Cancelled: a claimer will find out, and drop the hole. No cancel can begin after this, for it needs the hole as well.
+        if self.frontier.has_tombstones(self.old.info.slot) && taking::is_tombstoned(&self.old.info, &row.head)? {
+            return Ok(false);
+        }
         notes::reserve(self.frontier, 1)?;
         reserve(&mut self.waiting, 1)?;
         let xid = xact::current_xid();

@@ -90,6 +90,9 @@ pub fn a_reload_changes_its_interval_and_switches_it_off_and_on(stage: &mut Stag
     let mut client = stage.connect()?;
     wait_until_it_works(&mut client)?;
     wait_for_finding(&mut client, "task", "ok", "")?;
+    let all_ran = "SELECT bool_and(runs >= 1) FROM awa.stat_maintenance";
+    let ran = wait_until(PATIENCE, || client.query_one(all_ran, &[]).is_ok_and(|row| row.try_get(0).unwrap_or(false)));
+    ensure!(ran, "not every task has run at first");
     let woken: bool = client.query_one("SELECT awa.wake_maintenance()", &[])?.try_get(0)?;
     ensure!(woken, "nobody was woken");
     wait_until(PATIENCE, || steps_of(&mut client, "rotate").is_ok_and(|steps| steps >= 2));

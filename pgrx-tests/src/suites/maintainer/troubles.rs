@@ -136,7 +136,7 @@ pub fn a_copy_is_left_alone_until_it_is_adopted(stage: &mut Stage<'_>) -> Result
     stage.cluster.connect("postgres")?.batch_execute(&format!("CREATE DATABASE {one} TEMPLATE {DATABASE}"))?;
     let mut copy = stage.cluster.connect(one)?;
     wait_for_finding(&mut copy, "maintainer", "warning", "another server or database")?;
-    wait_for_finding(&mut copy, "instance", "error", "copy")?;
+    wait_for_finding(&mut copy, "instance", "error", "another server or database")?;
     copy.batch_execute("SELECT awa.adopt()")?;
     wait_until_it_works(&mut copy)?;
     ensure!(drain(&mut copy)? == jobs, "the copy has other jobs");

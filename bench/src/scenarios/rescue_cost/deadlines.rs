@@ -35,7 +35,7 @@ pub struct DeadlinesArgs {
 }
 
 pub fn run(target: &Target, args: &DeadlinesArgs, recorder: &mut Recorder) -> Result<()> {
-    let system = SystemName::Awa.system();
+    let system = target.system(SystemName::Awa);
     for round in 1..=target.rounds {
         // The last system of a case is the one compared with.
         for deadline in [Some(args.deadline), None] {
@@ -59,12 +59,12 @@ pub fn run(target: &Target, args: &DeadlinesArgs, recorder: &mut Recorder) -> Re
             };
             let phases = [
                 Phase { label: "warm-up", length: Duration::from_secs_f64(args.warm_up) },
-                Phase { label: MEASURED, length: Duration::from_secs_f64(args.window) },
+                Phase { label: MEASURED, length: Duration::from_secs_f64(target.window(args.window)) },
             ];
             let result = load::run(&target.url, &*system, &queue, &shape, &phases, |_| Ok(()))?;
             let case = format!("{} workers, {} ms of work", args.workers, args.work_ms);
             for window in result.phases.iter().filter(|phase| phase.label == MEASURED) {
-                let measurement = Measurement::new("deadlines", case.clone(), label, round);
+                let measurement = Measurement::new("rescue-cost", case.clone(), label, round);
                 let measurement = with_load_metrics(measurement, window, &result)
                     .metric("claim p99 ms", stats::quantile(&window.claim_ms, 0.99));
                 recorder.record(measurement)?;

@@ -17,7 +17,7 @@ use crate::systems::{Due, SystemName, Wishes, connect, connect_loader};
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
-pub struct RescueArgs {
+pub struct WedgedArgs {
     /// Attempts that are left to expire, in each case
     #[arg(long, default_value_t = 20)]
     attempts: usize,
@@ -26,11 +26,11 @@ pub struct RescueArgs {
     history: u64,
     /// Workers of the load beside it
     #[arg(long, default_value_t = 8)]
-    workers: usize,
+    load_workers: usize,
 }
 
-pub fn run(target: &Target, args: &RescueArgs, recorder: &mut Recorder) -> Result<()> {
-    let system = SystemName::Awa.system();
+pub fn run(target: &Target, args: &WedgedArgs, recorder: &mut Recorder) -> Result<()> {
+    let system = target.system(SystemName::Awa);
     let mut client = connect(&target.url)?;
     system.reset(&mut client)?;
     history(target, args.history)?;
@@ -43,7 +43,7 @@ pub fn run(target: &Target, args: &RescueArgs, recorder: &mut Recorder) -> Resul
     let shape = Shape {
         producers: 2,
         enqueue_batch: 128,
-        workers: args.workers,
+        workers: args.load_workers,
         claim_batch: 64,
         cycle: Cycle::Separate,
         depth: 4_000,
@@ -77,7 +77,7 @@ pub fn run(target: &Target, args: &RescueArgs, recorder: &mut Recorder) -> Resul
 }
 
 fn record(recorder: &mut Recorder, case: String, waits: &[f64]) -> Result<()> {
-    let measurement = Measurement::new("rescue", case, SystemName::Awa.as_str(), 1)
+    let measurement = Measurement::new("rescue-cost, wedged", case, SystemName::Awa.as_str(), 1)
         .metric("deadline to next claim, p50 ms", stats::quantile(waits, 0.5))
         .metric("worst ms", stats::range(waits).map(|(_, worst)| worst))
         .metric("attempts", waits.len() as f64);
@@ -89,7 +89,7 @@ fn history(target: &Target, jobs: u64) -> Result<()> {
     if jobs == 0 {
         return Ok(());
     }
-    let awa = SystemName::Awa.system();
+    let awa = target.system(SystemName::Awa);
     let queue = format!("history_{}", std::process::id());
     let mut client = connect_loader(&target.url)?;
     awa.create_queue(&mut client, &queue)?;
