@@ -139,6 +139,16 @@ SELECT awa.retry(:id);
 SELECT awa.delete_job(:id);
 SELECT awa.retry(:id);
 SELECT * FROM awa.verify();
+-- Retried to a time far ahead it is carried out of the ring, where it is as unfinished as in it.
+SELECT awa.retry(id, run_at => now() + interval '1 week') FROM j WHERE n = 6;
+SELECT outcome FROM awa.rotate();
+SELECT outcome FROM awa.carry_forward((SELECT max(generation) FROM awa.stat_segments WHERE state = 'sealed'));
+SELECT count(*) AS outside FROM j JOIN awa.deferred_jobs ON job_id = id WHERE n = 6;
+SELECT awa.retry(id), awa.delete_job(id) FROM j WHERE n = 6;
+SELECT awa.cancel(id) FROM j WHERE n = 6;
+SELECT awa.retry(id) FROM j WHERE n = 6;
+SELECT state, attempt FROM j, awa.job(id) WHERE n = 6;
+SELECT * FROM awa.verify();
 -- A job of a dropped queue is nobody's.
 SELECT id FROM j WHERE n = 3 \gset
 SELECT state FROM awa.job(:id);
