@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use awa_protocol::attempt::Entry;
-use awa_protocol::lane::Lane;
+use awa_protocol::lane::{BORN_CLAIMED, Lane};
 use awa_protocol::queue::Counts;
 use pgrx::pg_sys::Datum;
 
@@ -39,7 +39,8 @@ pub fn add(frontier: &Frontier, entry: &Entry, segment: &SegmentInfo, ready: &Re
             attempt: entry.attempt,
             max_attempts: head.max_attempts,
             hop: head.hop,
-            run_at: head.key,
+            // A running attempt that was carried has no key of its own.
+            run_at: if head.key == BORN_CLAIMED { row.i64(ready::ENQUEUED_AT).unwrap_or(head.key) } else { head.key },
             enqueued_at: row.i64(ready::ENQUEUED_AT).unwrap_or(head.key),
             claimed_at: entry.claimed_at,
             failed_at,

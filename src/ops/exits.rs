@@ -16,7 +16,7 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, notes};
-use crate::ops::handle::Queue;
+use crate::ops::handle;
 use crate::ops::taking::is_row_of;
 use crate::ops::{dlq, enqueue};
 use crate::pg::rel::Rel;
@@ -220,10 +220,7 @@ fn append_next(frontier: &Frontier, entry: &Entry, segment: &SegmentInfo, ready:
             args: row.copy_datum(ready::ARGS).unwrap_or_else(|| Datum::from(0)),
         }
     })?;
-    let queue = {
-        let held = frontier.queue(entry.queue);
-        Queue::at(entry.queue, &held)
-    };
+    let queue = handle::of_job(frontier, entry.queue, lane.queue_id)?;
     enqueue::append(frontier, queue, lane.priority, SubLane::Scheduled, vec![new])
 }
 

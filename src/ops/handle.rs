@@ -96,6 +96,21 @@ pub fn is_visible(place: u16, queue: &QueueFrontier) -> bool {
     }
 }
 
+/// The queue of a job that was found in the frontier. Its place may have been given to another queue while this call waited for a lock.
+pub fn of_job(frontier: &Frontier, place: u16, queue_id: i32) -> Result<Queue> {
+    let queue = {
+        let held = frontier.queue(place);
+        (held.queue_id == queue_id).then(|| Queue::at(place, &held))
+    };
+    match queue {
+        Some(queue) => Ok(queue),
+        None => {
+            frontier.check_current()?;
+            Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped").detail("Its jobs went with it."))
+        }
+    }
+}
+
 impl Queue {
     pub fn at(place: u16, queue: &QueueFrontier) -> Self {
         Self { place, queue_id: queue.queue_id, stamp: queue.stamp }

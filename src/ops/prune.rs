@@ -21,7 +21,7 @@ use crate::frontier::{Frontier, SegmentInfo, build, notes};
 use crate::ops::retention;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::ops::standing::{self, Standing};
-use crate::ops::tasks::Outcome;
+use crate::ops::tasks::{Outcome, is_of_a_row};
 use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RowState};
 use crate::pg::truncate::{truncate_in_place, truncation_is_safe_here};
@@ -106,7 +106,8 @@ fn step(frontier: &Frontier, worth_a_proof: impl Fn(bool, &Standing) -> bool) ->
             Ok(done) if matches!(done.outcome, "pruned" | "prune_started") => return Ok(Outcome { more: true, ..done }),
             Ok(kept) if held.as_ref().is_none_or(|other| urgency(&kept) > urgency(other)) => held = Some(kept),
             Ok(_) => {}
-            Err(error) if error.code == Code::ERRCODE_DATA_CORRUPTED => fault = fault.or(Some(error)),
+            // Jobs that cannot be kept, or rows that contradict each other, hold their segment, not the others.
+            Err(error) if is_of_a_row(&error) => fault = fault.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -159,7 +160,6 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
-    // A row that cannot be copied holds its segment, not the others.
     xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
@@ -226,6 +226,7 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     }
     // Ready entries first: with them locked nobody can begin to use the segment.
     let mut tables = Vec::new();
+    let mut toast = Vec::new();
     for oid in [info.ready, info.closures, info.done, info.claims] {
         let conflicts = lock_conflicts(oid, Lock::AccessExclusive);
         if !conflicts.is_empty() {
@@ -233,6 +234,13 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
         }
         match Rel::open_if_lockable(oid, Lock::AccessExclusive)? {
             Some(rel) => tables.push(rel),
+            None => return Ok(about("blocked", segment, holders(&lock_conflicts(oid, Lock::AccessExclusive)))),
+        }
+    }
+    // Vacuum locks a toast table by itself, and one against wraparound does not give way: claimers must not queue up behind us for it.
+    for oid in tables.iter().filter_map(Rel::toast_oid) {
+        match Rel::open_if_lockable(oid, Lock::AccessExclusive)? {
+            Some(rel) => toast.push(rel),
             None => return Ok(about("blocked", segment, holders(&lock_conflicts(oid, Lock::AccessExclusive)))),
         }
     }
@@ -247,7 +255,10 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     for table in &tables {
         truncate_in_place(table)?;
     }
-    sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "pruned", xact::now()))?;
+    sql::as_owner(frontier.ledger, || {
+        ledger::append(segment.generation, segment.slot, "pruned", xact::now())?;
+        ledger::trim()
+    })?;
     notes::reserve(frontier, 1)?;
     notes::push(notes::Note::SegmentPruned { generation: segment.generation, slot: segment.slot });
     xact::force_synchronous_commit();

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 
 use awa_protocol::attempt::EntryRef;
 use awa_protocol::lane::Lane;
+use awa_protocol::lifecycle::Outcome as End;
 use awa_protocol::limits::{RESCUES_PER_STEP, SET_ASIDE, SLOTS_PER_LOOK};
 use awa_protocol::overdue::{Overdue, Selection, overdue_since};
 use awa_protocol::queue::Existence;
@@ -16,11 +17,12 @@ use pgrx::PgSqlErrorCode as Code;
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, PARTITIONS, notes};
 use crate::ops::exits;
-use crate::ops::tasks::Outcome;
+use crate::ops::tasks::{Outcome, is_of_a_row};
 use crate::pg::call::warn;
 use crate::pg::memory::Context;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::xact;
+use crate::store::finished::Shelf;
 
 /// An overdue attempt as it was seen. The entry of its name may be claimed anew by the time it is marked, so lease and claim are kept.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +35,8 @@ struct Found {
     generation: i64,
     lease: i64,
     claim_xid: u64,
+    /// It has used up its attempts and its queue keeps dead letters.
+    dies: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -79,7 +83,7 @@ pub fn rescue(frontier: &Frontier, by: Overdue) -> Result<Outcome> {
     };
     let mut details = Vec::new();
     if jobs.len() < found {
-        details.push(format!("{} are in a segment that another session has locked", found - jobs.len()));
+        details.push(format!("{} are in a segment, or belong into a table, that another session has locked", found - jobs.len()));
     }
     if let Some(first) = &report.first_bad {
         details.push(format!("{} could not be rescued: {first}", report.bad));
@@ -114,13 +118,18 @@ fn find(frontier: &Frontier, by: Overdue, now: i64) -> Selection<Found> {
                         generation: entry.generation,
                         lease: entry.lease,
                         claim_xid: entry.claim_xid,
+                        dies: exits::failure_outcome(entry, false) == End::Failed,
                     };
                     let _ = seen.push(Seen { queue: entry.queue, since, found });
                 }
                 to >= reach
             });
-            for Seen { queue, since, found } in seen {
-                let wanted = frontier.queue(queue).existence == Existence::Live;
+            for Seen { queue, since, mut found } in seen {
+                let wanted = {
+                    let held = frontier.queue(queue);
+                    found.dies &= held.settings.dead_letters;
+                    held.existence == Existence::Live
+                };
                 // An attempt that was found in the log has no claim to wait for.
                 let settled = found.claim_xid == 0 || !exits::is_unsettled(found.claim_xid);
                 if wanted && settled && !is_set_aside(frontier, &found, now) {
@@ -158,6 +167,10 @@ fn lock_segments(frontier: &Frontier, jobs: &mut Vec<Found>) -> Result<()> {
         if !free {
             jobs.retain(|job| job.generation != generation);
         }
+    }
+    // A rebuild or an index being built holds the dead letters for a while: attempts that would become one wait for it, others do not.
+    if jobs.iter().any(|job| job.dies) && Rel::open_if_lockable(Shelf::DeadLetters.table()?, Lock::RowExclusive)?.is_none() {
+        jobs.retain(|job| !job.dies);
     }
     frontier.check_current()
 }
@@ -218,19 +231,6 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
     };
     exits::conclude_failure(frontier, &entry, outcome, Some(reason), None)?;
     Ok(true)
-}
-
-/// A cancel, a lack of memory or disk, a rebuild: not the fault of a job, and no reason to pass one over.
-fn is_of_a_row(error: &Error) -> bool {
-    let class = |code: Code| code as i32 & 0xFFF;
-    ![
-        Code::ERRCODE_QUERY_CANCELED,
-        Code::ERRCODE_INSUFFICIENT_RESOURCES,
-        Code::ERRCODE_TRANSACTION_ROLLBACK,
-        Code::ERRCODE_INVALID_TRANSACTION_STATE,
-    ]
-    .into_iter()
-    .any(|code| class(code) == class(error.code))
 }
 
 fn is_set_aside(frontier: &Frontier, job: &Found, now: i64) -> bool {

@@ -92,7 +92,7 @@ fn from_ring(frontier: &Frontier, ended: &Ended, changes: &Changes) -> Result<Re
     supersede::close(ended, Outcome::Redriven)?;
     let queue = match changes.queue {
         Some(queue) => queue,
-        None => Queue::at(guard.queue, &frontier.queue(guard.queue)),
+        None => handle::of_job(frontier, guard.queue, lane.queue_id)?,
     };
     append_again(frontier, queue, lane.priority, changes, new)?;
     Ok(Retried::Done)

@@ -2,7 +2,9 @@
 
 use awa_protocol::overdue::Overdue;
 
-use crate::error::Result;
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
 use crate::frontier::Frontier;
 use crate::ops::{carry, deferred, prune, rescue, retention, rotate};
 
@@ -71,6 +73,19 @@ impl Outcome {
     pub fn of_segment(outcome: &'static str, generation: i64, slot: i32) -> Self {
         Self { generation: Some(generation), slot: Some(slot), ..Self::new(outcome) }
     }
+}
+
+/// Is the error the fault of the row, or of the segment, that was being handled? A cancel, a lock, a lack of memory or disk or a rebuild is
+/// not: the step ends, and is tried again.
+pub fn is_of_a_row(error: &Error) -> bool {
+    let class = |code: Code| code as i32 & 0xFFF;
+    let others = [
+        Code::ERRCODE_QUERY_CANCELED,
+        Code::ERRCODE_INSUFFICIENT_RESOURCES,
+        Code::ERRCODE_TRANSACTION_ROLLBACK,
+        Code::ERRCODE_INVALID_TRANSACTION_STATE,
+    ];
+    error.code != Code::ERRCODE_LOCK_NOT_AVAILABLE && !others.into_iter().any(|code| class(code) == class(error.code))
 }
 
 /// One step, as the maintainer runs it: only what is due by the policy of the settings.

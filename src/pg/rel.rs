@@ -130,7 +130,7 @@ impl Rel {
         self.reference.form().relhasindex
     }
 
-    pub(super) fn toast_oid(&self) -> Option<Oid> {
+    pub fn toast_oid(&self) -> Option<Oid> {
         let oid = self.reference.form().reltoastrelid;
         (oid != Oid::INVALID).then_some(oid)
     }

@@ -341,7 +341,9 @@ WITH kept AS (
         (job_id, queue_id, kind_id, state, priority, attempt, max_attempts, hop, generation, run_at, enqueued_at, claimed_at,
          finished_at, tags, metadata, errors, args)
     SELECT r.job_id, q.queue_id, r.kind_id, e.state, ((r.lane & 7) >> 1) + 1,
-           r.attempt + CASE WHEN c.job_id IS NULL THEN 0 ELSE 1 END, r.max_attempts, r.hop, {generation}, r.key,
+           r.attempt + CASE WHEN c.job_id IS NULL THEN 0 ELSE 1 END, r.max_attempts, r.hop, {generation},
+           COALESCE(NULLIF(r.key, '-infinity'), r.enqueued_at), -- a running attempt that was carried has no key of its own
+          
            COALESCE(r.enqueued_at, r.key), c.claimed_at, e.ended_at, r.tags, r.metadata, COALESCE(e.errors, r.errors), r.args
       FROM ({ended}) AS e
       JOIN awa_segments.ready_entries_{slot} AS r ON r.job_id = e.job_id AND r.hop = e.hop

@@ -65,10 +65,11 @@ suites! {
     ];
     rescue: [
         a_pass_is_bounded_and_fair, a_job_that_cannot_be_rescued_stops_no_other, after_a_crash_every_attempt_has_a_grace,
+        a_locked_table_of_dead_letters_stops_only_its_jobs, a_carried_attempt_that_dies_shows_a_time,
     ];
     ring: [
         a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
-        an_old_snapshot_keeps_no_segment, a_wait_sleeps_over_a_segment_on_its_way_out,
+        an_old_snapshot_keeps_no_segment, the_ledger_is_trimmed_now_and_then, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [

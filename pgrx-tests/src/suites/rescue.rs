@@ -115,3 +115,54 @@ pub fn after_a_crash_every_attempt_has_a_grace(stage: &mut Stage<'_>) -> Result<
     }
     Ok(())
 }
+
+// If this fails, a lock on the table of dead letters keeps every stuck job where it is.
+pub fn a_locked_table_of_dead_letters_stops_only_its_jobs(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    client.batch_execute(
+        "SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true);
+         SELECT awa.enqueue('letters', 'k') FROM generate_series(1, 20);
+         SELECT awa.enqueue('q', 'k') FROM generate_series(1, 20)",
+    )?;
+    client.batch_execute("SELECT count(*) FROM awa.claim(ARRAY['letters', 'q'], 40, deadline => '1 microsecond')")?;
+    let mut other = stage.connect()?;
+    other.batch_execute("BEGIN; LOCK TABLE awa.dlq_entries IN SHARE MODE")?;
+    client.batch_execute("SET lock_timeout = '10s'")?;
+    let (outcome, rows, detail) = step(&mut client, "rescue_expired_deadlines")?;
+    ensure!(outcome == "rescued" && rows == 20, "{outcome} {rows}");
+    ensure!(detail.is_some_and(|detail| detail.starts_with("20 ")), "the others are not mentioned");
+    ensure!(running(&mut client, "letters")? == 20 && running(&mut client, "q")? == 0, "the wrong ones were ended");
+    let (outcome, ..) = step(&mut client, "rescue_expired_deadlines")?;
+    ensure!(outcome == "skipped_busy", "{outcome}");
+    other.batch_execute("ROLLBACK")?;
+    let (outcome, rows, _) = step(&mut client, "rescue_expired_deadlines")?;
+    ensure!(outcome == "rescued" && rows == 20, "after the lock: {outcome} {rows}");
+    let letters: i64 = client.query_one("SELECT count(*) FROM awa.dlq WHERE queue = 'letters'", &[])?.try_get(0)?;
+    ensure!(letters == 20, "{letters} dead letters");
+    Ok(())
+}
+
+// If this fails, operators read that a job was to run in the year -infinity.
+pub fn a_carried_attempt_that_dies_shows_a_time(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    client.batch_execute(
+        "SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true);
+         SELECT awa.enqueue('letters', 'k'), awa.enqueue('q', 'k', max_attempts => 1)",
+    )?;
+    client.batch_execute("SELECT count(*) FROM awa.claim(ARRAY['letters', 'q'], 2, deadline => '1 microsecond')")?;
+    let open: i64 = client.query_one("SELECT generation FROM awa.stat_segments WHERE state = 'open'", &[])?.try_get(0)?;
+    client.batch_execute("SELECT awa.rotate()")?;
+    client.execute("SELECT awa.carry_forward($1)", &[&open])?;
+    let (outcome, rows, _) = step(&mut client, "rescue_expired_deadlines")?;
+    ensure!(outcome == "rescued" && rows == 2, "{outcome} {rows}");
+    client.batch_execute("SELECT awa.rotate(); SET awa.prune_grace = 0")?;
+    for _ in 0..4 {
+        client.batch_execute("SELECT awa.prune()")?;
+    }
+    let sql = "SELECT count(*), bool_and(isfinite(run_at) AND run_at = enqueued_at) FROM
+                   (SELECT run_at, enqueued_at FROM awa.dlq UNION ALL SELECT run_at, enqueued_at FROM awa.terminal_jobs) AS t";
+    let row = client.query_one(sql, &[])?;
+    let (count, good): (i64, Option<bool>) = (row.try_get(0)?, row.try_get(1)?);
+    ensure!(count == 2 && good == Some(true), "{count} jobs, with times that are good: {good:?}");
+    Ok(())
+}

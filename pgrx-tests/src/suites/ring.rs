@@ -153,3 +153,21 @@ pub fn a_wait_sleeps_over_a_segment_on_its_way_out(stage: &mut Stage<'_>) -> Res
     ensure!(began.elapsed() >= Duration::from_millis(250), "the wait returned after {:?}", began.elapsed());
     Ok(())
 }
+
+// If this fails, the ledger grows for ever, and every rotation reads all of it.
+pub fn the_ledger_is_trimmed_now_and_then(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    client.batch_execute(
+        "INSERT INTO awa.ring_rotations (generation, slot, event, at)
+         SELECT -g, 0, event, now() FROM generate_series(1, 2100) AS g, unnest('{opened,prune_started,pruned}'::text[]) AS event;
+         SELECT awa.rotate()",
+    )?;
+    prune_all(&mut client)?;
+    let rows: i64 = client.query_one("SELECT count(*) FROM awa.ring_rotations", &[])?.try_get(0)?;
+    ensure!(rows <= 3100, "the ledger has {rows} rows");
+    let kept: bool = client.query_one("SELECT min(generation) = -998 FROM awa.ring_rotations", &[])?.try_get(0)?;
+    ensure!(kept, "another number of generations was kept");
+    let done = { enqueue(&mut client, 3)?; drain(&mut client)?.len() };
+    ensure!(done == 3, "{done} of 3 jobs ran");
+    Ok(())
+}
