@@ -149,6 +149,10 @@ fn open_next(frontier: &Frontier) -> Result<Outcome> {
 /// The caller holds the ledger and is inside `sql::as_owner`.
 fn open_segment(frontier: &Frontier, generation: i64, slot: i32) -> Result<Outcome> {
     segments::create_if_missing(slot)?;
+    // Who opens the first segment owns the ring: one without an owner is taken for half a restore.
+    if generation == 1 {
+        instance::write_if_missing()?;
+    }
     let opened_at = xact::now();
     ledger::append(generation, slot, "opened", opened_at)?;
     let segment = Segment { generation, slot, state: SegmentState::Open, opened_at };

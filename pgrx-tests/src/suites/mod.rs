@@ -69,7 +69,8 @@ suites! {
     ];
     ring: [
         a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
-        an_old_snapshot_keeps_no_segment, the_ledger_is_trimmed_now_and_then, a_wait_sleeps_over_a_segment_on_its_way_out,
+        an_old_snapshot_keeps_no_segment, the_ledger_is_trimmed_now_and_then,
+        a_rotation_may_come_before_the_first_queue, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [

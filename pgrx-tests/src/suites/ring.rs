@@ -171,3 +171,17 @@ pub fn the_ledger_is_trimmed_now_and_then(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(done == 3, "{done} of 3 jobs ran");
     Ok(())
 }
+
+// If this fails, a rotation before the first queue makes the database look like a copy.
+pub fn a_rotation_may_come_before_the_first_queue(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    client.batch_execute("SET client_min_messages = warning; DROP EXTENSION awa_queue CASCADE")?;
+    client.batch_execute("CREATE EXTENSION awa_queue")?;
+    client.batch_execute("SELECT awa.rotate()")?;
+    let (outcome, detail) = step(&mut client, "prune")?;
+    ensure!(outcome == "nothing", "{outcome} {detail}");
+    client.batch_execute("SELECT awa.create_queue('q')")?;
+    enqueue(&mut client, 2)?;
+    ensure!(drain(&mut client)?.len() == 2, "the jobs do not run");
+    Ok(())
+}
