@@ -23,7 +23,6 @@ use crate::build::{Profile, build};
 use crate::cluster::{Cluster, Options};
 use crate::layout::Layout;
 use crate::tree::{Server, Tree};
-use worker::Held;
 
 pub const WORKERS: usize = 8;
 const PRODUCERS: usize = 2;
@@ -41,7 +40,7 @@ const SETUP: &str = "
         worker  integer NOT NULL,
         attempt integer NOT NULL
     );
-    SELECT awa.create_queue('files', max_attempts => 3, backoff => '100 ms')";
+    SELECT awa.create_queue('files', max_attempts => 3, backoff => '100 ms', deadline => '5 seconds')";
 
 /// What the threads share. The durable truth is in the database; this is how the harness knows when to stop.
 pub struct Shared {
@@ -56,7 +55,6 @@ pub struct Shared {
     producing: AtomicBool,
     victim_killed: AtomicBool,
     /// Claimed, unfinished jobs of the killed session, with the leases it held.
-    orphans: Mutex<Vec<Held>>,
     abort: AtomicBool,
 }
 
@@ -83,7 +81,11 @@ pub fn run(layout: &Layout, server: Server, profile: Profile, skip_build: bool) 
     let tree = Tree::provide(layout, server)?;
     let built = build(layout, &tree, profile, skip_build)?;
     tree.install(layout, &built)?;
-    let mut cluster = Cluster::create(layout, &tree, &Options::new(&format!("demo-{}", server.name())).fsync(true))?;
+    let mut cluster = Cluster::create(
+        layout,
+        &tree,
+        &Options::new(&format!("demo-{}", server.name())).set("awa.maintenance", "on").fsync(true),
+    )?;
     cluster.start()?;
     cluster.create_database("demo")?;
 
@@ -98,7 +100,6 @@ pub fn run(layout: &Layout, server: Server, profile: Profile, skip_build: bool) 
         dead: AtomicU64::new(0),
         producing: AtomicBool::new(true),
         victim_killed: AtomicBool::new(false),
-        orphans: Mutex::default(),
         abort: AtomicBool::new(false),
     };
     let mut client = shared.config.connect(NoTls)?;
@@ -122,6 +123,8 @@ pub fn run(layout: &Layout, server: Server, profile: Profile, skip_build: bool) 
         finished as f64 / took.as_secs_f64(),
         shared.retries.load(Ordering::Relaxed)
     );
+    let rescued: i64 = client.query_one("SELECT rescued FROM awa.stat_queue WHERE queue = 'files'", &[])?.try_get(0)?;
+    println!("the maintainer, a background worker of the server, gave back {rescued} attempts whose worker was gone");
     let found = check::check(&mut client, &shared, &inputs, started)?;
     cluster.stop(crate::cluster::Shutdown::Fast)?;
     let passed = found.report();

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
+use postgres::error::SqlState;
 use postgres::{Client, NoTls, Statement, Transaction};
 
+use super::Shared;
 use super::inputs::digest;
-use super::{Shared, lock};
 
 const CLAIM_BATCH: i32 = 16;
 /// The worker whose session is killed.
@@ -22,7 +23,6 @@ pub struct Held {
     pub run_lease: i64,
     pub path: String,
     pub attempt: i32,
-    pub claimed_by: usize,
 }
 
 struct Session {
@@ -45,17 +45,11 @@ impl Session {
         })
     }
 
-    fn claim(&mut self, worker: usize) -> Result<Vec<Held>> {
+    fn claim(&mut self) -> Result<Vec<Held>> {
         let rows = self.client.query(&self.claim, &[&CLAIM_BATCH]).context("claim")?;
         rows.iter()
             .map(|row| {
-                Ok(Held {
-                    job_id: row.try_get(0)?,
-                    run_lease: row.try_get(1)?,
-                    path: row.try_get(2)?,
-                    attempt: row.try_get(3)?,
-                    claimed_by: worker,
-                })
+                Ok(Held { job_id: row.try_get(0)?, run_lease: row.try_get(1)?, path: row.try_get(2)?, attempt: row.try_get(3)? })
             })
             .collect()
     }
@@ -70,14 +64,7 @@ enum Done {
 pub fn run(shared: &Shared, number: usize) -> Result<()> {
     let mut session = Session::open(shared)?;
     while !shared.is_over() {
-        let orphans = orphans_for(shared, number);
-        if !orphans.is_empty() {
-            println!("worker {number}: finishes {} jobs with the leases that worker {VICTIM} held", orphans.len());
-        }
-        for held in &orphans {
-            process(shared, &mut session, number, held)?;
-        }
-        let jobs = session.claim(number)?;
+        let jobs = session.claim()?;
         if jobs.is_empty() {
             session.client.batch_execute("CALL awa.wait('files', '100 milliseconds')").context("wait")?;
             continue;
@@ -100,15 +87,14 @@ fn is_time_to_kill(shared: &Shared) -> bool {
     !shared.victim_killed.load(Ordering::Relaxed) && shared.completed.load(Ordering::Relaxed) >= shared.expected / 3
 }
 
-fn orphans_for(shared: &Shared, number: usize) -> Vec<Held> {
-    lock(&shared.orphans).extract_if(.., |held| held.claimed_by != number).collect()
-}
-
 fn process(shared: &Shared, session: &mut Session, number: usize, held: &Held) -> Result<()> {
     let Session { client, insert, complete, fail, .. } = session;
     let mut transaction = client.transaction()?;
-    let done =
-        attempt(&mut transaction, (insert, complete, fail), number, held).with_context(|| format!("job {}", held.job_id))?;
+    let done = match attempt(&mut transaction, (insert, complete, fail), number, held) {
+        // Too slow: the attempt was given to another worker, and what this one has written goes with the transaction.
+        Err(error) if is_stale(&error) => return Ok(()),
+        done => done.with_context(|| format!("job {}", held.job_id))?,
+    };
     transaction.commit()?;
     match done {
         Done::Completed => shared.completed.fetch_add(1, Ordering::AcqRel),
@@ -116,6 +102,11 @@ fn process(shared: &Shared, session: &mut Session, number: usize, held: &Held) -
         Done::Dead => shared.dead.fetch_add(1, Ordering::AcqRel),
     };
     Ok(())
+}
+
+fn is_stale(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<postgres::Error>().and_then(postgres::Error::code);
+    code == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
 }
 
 /// The business of a job: everything here commits, or rolls back, together.
@@ -149,8 +140,8 @@ fn attempt(
     }
 }
 
-/// Terminates the session of this worker in the middle of a transaction that has finished a job, and hands the leases
-/// it holds to the others. The worker goes on in a new session.
+/// Terminates the session of this worker in the middle of a transaction that has finished a job. It forgets what it had claimed, as a
+/// process does that dies, and goes on in a new session.
 fn die(shared: &Shared, mut session: Session, number: usize, rest: &[Held]) -> Result<Session> {
     let Some(first) = rest.first() else { return Ok(session) };
     let pid: i32 = session.client.query_one("SELECT pg_backend_pid()", &[])?.try_get(0)?;
@@ -165,11 +156,10 @@ fn die(shared: &Shared, mut session: Session, number: usize, rest: &[Held]) -> R
         bail!("the commit of a terminated session succeeded");
     }
     println!(
-        "worker {number}: its session was terminated inside a transaction, {} claimed jobs unfinished; their attempts stay open until a \
-         deadline or somebody with their lease ends them: the other workers get the leases",
+        "worker {number}: its session was terminated inside a transaction, {} claimed jobs unfinished; their attempts end when their \
+         deadline of 5 seconds has passed, and other workers get the jobs",
         rest.len()
     );
-    lock(&shared.orphans).extend_from_slice(rest);
     shared.victim_killed.store(true, Ordering::Relaxed);
     Session::open(shared)
 }
