@@ -5,13 +5,13 @@ use anyhow::{Result, ensure};
 use super::super::{Stage, drain, enqueue};
 use super::*;
 
-fn terminate(client: &mut Client, pid: i32) -> Result<()> {
+pub fn terminate(client: &mut Client, pid: i32) -> Result<()> {
     let was_there: bool = client.query_one("SELECT pg_terminate_backend($1)", &[&pid])?.try_get(0)?;
     ensure!(was_there, "process {pid} was not there");
     Ok(())
 }
 
-fn launcher(client: &mut Client) -> Result<Option<i32>> {
+pub fn launcher(client: &mut Client) -> Result<Option<i32>> {
     let row = client.query_opt("SELECT pid FROM pg_stat_activity WHERE backend_type = 'awa_queue launcher'", &[])?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
