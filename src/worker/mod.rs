@@ -26,7 +26,7 @@ pub fn register() {
     if shmem::register::<shared::Workers>().is_err() {
         return;
     }
-    utility::watch(utility::Watcher { before: shared::hold, after: shared::after_command });
+    utility::watch(shared::before_command);
     Worker { name: "awa_queue launcher", kind: "awa_queue launcher", function: "awa_launcher_main", arg: 0, restart: Some(5) }
         .register();
 }

@@ -387,7 +387,7 @@ thread_local! {
     static MY_PLACE: Cell<Option<usize>> = const { Cell::new(None) };
     /// This transaction creates the extension, the first queue, or adopts the jobs.
     static ANNOUNCES: Cell<bool> = const { Cell::new(false) };
-    /// This transaction has run a command on databases, which has ended. Others see what it did when the transaction has.
+    /// This transaction runs, or has run, a command on databases. Others see what it did when the transaction has ended.
     static COMMANDED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -458,8 +458,17 @@ const PATIENCE_MS: i64 = 500;
 /// After so long the command goes on, and says itself who is in its way.
 const LEAVING_LIMIT_MS: i64 = 10_000;
 
-/// Before a command that needs the database empty: its maintainer leaves, and no other comes until `release`.
-pub fn hold(database: u32) {
+/// Before a command that makes or changes databases. If it needs one empty, the maintainer there leaves, and no other comes until the
+/// transaction has ended; then the launcher looks at the databases.
+pub fn before_command(database: Option<u32>) {
+    // First: what follows may raise after it has done something.
+    COMMANDED.set(true);
+    if let Some(database) = database {
+        hold(database);
+    }
+}
+
+fn hold(database: u32) {
     let Some(workers) = workers() else { return };
     let pid = xact::my_pid();
     workers.with_desk(|desk| {
@@ -511,9 +520,4 @@ fn wait_until_gone(pid: i32) {
         }
         crate::frontier::nap(1);
     }
-}
-
-/// The command has ended; at the end of its transaction the maintainer may come back, and the launcher looks at the databases.
-pub fn after_command() {
-    COMMANDED.set(true);
 }
