@@ -20,6 +20,7 @@ worker_main!(awa_maintainer_main, maintainer::run);
 /// From `_PG_init`, after the settings are defined.
 pub fn register() {
     xact::at_end(shared::on_transaction_end);
+    xact::at_sub_end(shared::on_subtransaction_end);
     if !shmem::preloading() || bgworker::in_binary_upgrade() {
         return;
     }

@@ -133,6 +133,8 @@ impl Place {
 struct Hold {
     database: u32,
     pid: i32,
+    /// The subtransaction whose end gives it back.
+    subxact: u32,
 }
 
 pub struct Desk {
@@ -442,6 +444,23 @@ pub fn on_transaction_end(committed: bool) {
     wake(workers, database);
 }
 
+/// Transaction callback. A command that was rolled back by itself keeps no database any more.
+pub fn on_subtransaction_end(mine: u32, heir: Option<u32>) {
+    if !COMMANDED.get() {
+        return;
+    }
+    let Some(workers) = workers() else { return };
+    let pid = xact::my_pid();
+    match heir {
+        Some(heir) => workers.with_desk(|desk| {
+            for hold in desk.holds.iter_mut().filter(|hold| hold.pid == pid && hold.subxact == mine) {
+                hold.subxact = heir;
+            }
+        }),
+        None => workers.tell_launcher(|desk| desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine)),
+    }
+}
+
 /// All tasks of the database are due now. False: nobody works there.
 pub fn wake(workers: &Workers, database: u32) -> bool {
     let Some(place) = workers.place_of(database) else { return false };
@@ -470,10 +489,10 @@ pub fn before_command(database: Option<u32>) {
 
 fn hold(database: u32) {
     let Some(workers) = workers() else { return };
-    let pid = xact::my_pid();
+    let (pid, subxact) = (xact::my_pid(), xact::current_subxact());
     workers.with_desk(|desk| {
         // No room: the command takes its chance.
-        let _ = desk.holds.push(Hold { database, pid });
+        let _ = desk.holds.push(Hold { database, pid, subxact });
     });
     let sleeper = workers.leaving.at(0);
     let begun = xact::now();
