@@ -47,8 +47,16 @@ enum Case {
 
 struct Known {
     name: String,
+    /// False: it was dropped, became a template, or takes no connections any more; known only until its worker has ended.
+    listed: bool,
     case: Case,
     failures: u32,
+}
+
+impl Known {
+    fn new(case: Case) -> Self {
+        Self { name: String::new(), listed: true, case, failures: 0 }
+    }
 }
 
 struct Launcher {
@@ -87,7 +95,7 @@ impl Launcher {
             let found = self.workers.with_place(place, |place| (place.database, place.standing));
             if let (database, Standing::Starting | Standing::Looking | Standing::Idle | Standing::Working) = found {
                 let case = Case::Started { place, handle: None, at: Instant::now() };
-                self.known.insert(database, Known { name: String::new(), case, failures: 0 });
+                self.known.insert(database, Known::new(case));
             }
         }
     }
@@ -121,18 +129,23 @@ impl Launcher {
             }
         };
         self.listed = Some(now);
-        let oids: std::collections::HashSet<u32> = found.iter().map(|database| database.oid).collect();
-        for database in found {
-            let known =
-                self.known.entry(database.oid).or_insert_with(|| Known { name: String::new(), case: Case::Due, failures: 0 });
-            known.name = database.name;
+        for known in self.known.values_mut() {
+            known.listed = false;
         }
+        for database in found {
+            let known = self.known.entry(database.oid).or_insert_with(|| Known::new(Case::Due));
+            known.name = database.name;
+            known.listed = true;
+        }
+        self.forget_unlisted();
+    }
+
+    fn forget_unlisted(&mut self) {
         let workers = self.workers;
         self.known.retain(|database, known| {
-            if oids.contains(database) {
+            if known.listed {
                 return true;
             }
-            // It was dropped, became a template, or takes no connections any more.
             if let Case::Started { place, .. } = known.case {
                 workers.ask_to_leave(place);
                 return true;
@@ -161,6 +174,11 @@ impl Launcher {
                 continue;
             }
             let (place, life) = (*place, now - *at);
+            if !known.listed {
+                // Forgotten below.
+                known.case = Case::Due;
+                continue;
+            }
             match verdict {
                 Verdict::NoExtension => {
                     workers.free_place(place);
@@ -184,6 +202,7 @@ impl Launcher {
                 }
             }
         }
+        self.forget_unlisted();
     }
 
     fn start_what_is_due(&mut self, now: Instant) {
