@@ -8,6 +8,9 @@ use crate::ops::tasks::Task;
 use crate::pg::xact;
 use crate::settings;
 
+/// Microseconds.
+const START_IS_LONG: i64 = 10_000_000;
+
 pub fn checks(place: Option<&Place>, checks: &mut Vec<Check>) {
     let Some(workers) = shared::workers() else { return };
     let (launcher, starving) = workers.with_desk(|desk| (desk.launcher, desk.starving_since));
@@ -71,7 +74,17 @@ fn maintainer(place: Option<&Place>, in_recovery: bool) -> Check {
             format!("It does not run: {}.", place.reason),
             "The launcher tries again by itself; look into the server log.",
         ),
-        Standing::Starting | Standing::Looking | Standing::Free => Check::ok(NAME, "It is starting."),
+        Standing::Starting | Standing::Looking | Standing::Free => {
+            let age = xact::now().saturating_sub(place.since);
+            if age <= START_IS_LONG {
+                return Check::ok(NAME, "It is starting.");
+            }
+            Check::warning(
+                NAME,
+                format!("It has been starting for {} s.", age / 1_000_000),
+                "Look for a lock on the database or on a catalog: pg_locks, pg_prepared_xacts.",
+            )
+        }
     }
 }
 

@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A maintainer that worked for so long did not fail to start.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
+/// A start that takes longer is held up (by a lock on its database, say): others do not wait for it any more.
+const LOOK_ALONE_FOR: Duration = Duration::from_secs(5);
 /// A worker that has not begun after so long will not.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -206,9 +208,9 @@ impl Launcher {
     }
 
     fn start_what_is_due(&mut self, now: Instant) {
-        // One look at a time: so a server with many databases does not fill with workers.
+        // One look at a time, for as long as looks take: so a server with many databases does not fill with workers.
         let looking = self.known.values().any(|known| match known.case {
-            Case::Started { place, .. } => {
+            Case::Started { place, at, .. } if now - at < LOOK_ALONE_FOR => {
                 self.workers.with_place(place, |place| matches!(place.standing, Standing::Starting | Standing::Looking))
             }
             _ => false,
