@@ -75,6 +75,10 @@ pub fn run(_arg: u64) {
     let Some(workers) = shared::workers() else { return };
     bgworker::at_exit(shared::on_launcher_exit);
     bgworker::connect(None);
+    bgworker::lift_timeouts();
+    // It waits for a lock on pg_database as long as the lock is there, as it would for every session that connects.
+    bgworker::fix_setting(c"lock_timeout", c"0");
+    bgworker::fix_setting(c"default_transaction_isolation", c"read committed");
     workers.with_desk(|desk| desk.launcher = xact::my_pid());
     let event = WaitEvent::named(c"AwaLauncherMain");
     let mut launcher =

@@ -73,9 +73,11 @@ fn activity(task: Task) -> CString {
 /// What a database or a role may set for its sessions must not change what a task does. A lock that is not free soon is waited for at
 /// the next tick: so no session with a lock of its own can stop the rescue of jobs for long, and where a maintainer and a command (DROP
 /// EXTENSION takes its locks in an order of its own) wait for each other, it is the maintainer that gives up, long before the
-/// command's deadlock_timeout.
+/// command's deadlock_timeout. A commit waits for no standby: one that is missing would keep a prune, which holds AccessExclusive, waiting
+/// for ever; a failover loses no more than the end of the log, and maintenance that is lost with it is done again.
 fn fix_settings() {
-    let fixed: [(&'static CStr, &'static CStr); 8] = [
+    bgworker::lift_timeouts();
+    let fixed: [(&'static CStr, &'static CStr); 9] = [
         (c"application_name", c"awa_queue maintainer"),
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"default_transaction_isolation", c"read committed"),
@@ -84,6 +86,7 @@ fn fix_settings() {
         (c"lock_timeout", c"100ms"),
         (c"deadlock_timeout", c"10ms"),
         (c"row_security", c"off"),
+        (c"synchronous_commit", c"local"),
     ];
     for (name, value) in fixed {
         bgworker::fix_setting(name, value);

@@ -151,7 +151,13 @@ pub fn a_copy_is_left_alone_until_it_is_adopted(stage: &mut Stage<'_>) -> Result
 pub fn settings_of_the_database_do_not_touch_it(stage: &mut Stage<'_>) -> Result<()> {
     let _configured = begin(stage, &[("awa.rotate_age", "1s")])?;
     let mut client = stage.connect()?;
+    let row = client.query_one("SELECT current_setting('server_version_num')::int >= 170000", &[])?;
+    // A limit that has no name yet is no setting; the first one again does no harm.
+    let transaction_timeout = if row.try_get(0)? { "transaction_timeout = '1ms'" } else { "statement_timeout = '1ms'" };
     for setting in [
+        transaction_timeout,
+        "idle_in_transaction_session_timeout = '1ms'",
+        "idle_session_timeout = '1ms'",
         "default_transaction_isolation = 'serializable'",
         "default_transaction_read_only = on",
         "statement_timeout = '1ms'",
