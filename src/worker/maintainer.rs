@@ -212,6 +212,8 @@ impl Maintainer {
             Err(error) => ("failed", "", error.message.as_str()),
         };
         let (detail, error) = (line(detail), line(error));
+        let held_up = outcome.as_ref().is_ok_and(Outcome::is_held_up);
+        let trouble = outcome.as_ref().is_ok_and(|outcome| outcome.trouble);
         let rows = outcome.as_ref().map_or(0, |outcome| outcome.rows.max(0).unsigned_abs());
         self.workers.with_task(self.place, index, |stat| {
             stat.runs += 1;
@@ -221,6 +223,17 @@ impl Maintainer {
             stat.last_duration = duration;
             stat.outcome.clear();
             let _ = stat.outcome.push_str(shown);
+            if !held_up {
+                stat.held_up = 0;
+            } else {
+                stat.held_up = stat.held_up.saturating_add(1);
+                if stat.held_up == 1 {
+                    stat.held_up_since = begun_at;
+                }
+            }
+            if trouble {
+                (stat.trouble, stat.trouble_at) = (detail.clone(), begun_at);
+            }
             stat.detail = detail;
             if end == End::Failed {
                 stat.error = error;

@@ -65,6 +65,12 @@ pub struct TaskStat {
     pub outcome: heapless::String<32>,
     pub detail: Line,
     pub error: Line,
+    /// Answers in a row that somebody was in the way, and since when.
+    pub held_up: u32,
+    pub held_up_since: i64,
+    /// What somebody should look at, and when it was seen last.
+    pub trouble: Line,
+    pub trouble_at: i64,
 }
 
 impl TaskStat {
@@ -80,6 +86,10 @@ impl TaskStat {
             outcome: heapless::String::new(),
             detail: Line::new(),
             error: Line::new(),
+            held_up: 0,
+            held_up_since: 0,
+            trouble: Line::new(),
+            trouble_at: 0,
         }
     }
 }
