@@ -53,11 +53,13 @@ struct Known {
     listed: bool,
     case: Case,
     failures: u32,
+    /// The server had no place for its worker when it was last to be started.
+    starves: bool,
 }
 
 impl Known {
     fn new(case: Case) -> Self {
-        Self { name: String::new(), listed: true, case, failures: 0 }
+        Self { name: String::new(), listed: true, case, failures: 0, starves: false }
     }
 }
 
@@ -123,7 +125,17 @@ impl Launcher {
         self.collect_ended(now);
         self.workers.drop_dead_holds();
         self.start_what_is_due(now);
+        self.see_who_starves();
         self.pause(now)
+    }
+
+    /// Nobody any more: each was started, or its database has gone.
+    fn see_who_starves(&mut self) {
+        if self.starving && !self.known.values().any(|known| known.starves) {
+            self.starving = false;
+            self.workers.with_desk(|desk| desk.starving_since = 0);
+            call::log("no database lacks a background worker of awa_queue any more".to_owned());
+        }
     }
 
     fn list_databases(&mut self, now: Instant) {
@@ -264,13 +276,11 @@ impl Launcher {
         match worker.start() {
             Some(handle) => {
                 known.case = Case::Started { place, handle: Some(handle), at: now };
-                if std::mem::take(&mut self.starving) {
-                    self.workers.with_desk(|desk| desk.starving_since = 0);
-                    call::log("awa_queue has found a place for a background worker again".to_owned());
-                }
+                known.starves = false;
             }
             None => {
                 known.case = pause;
+                known.starves = true;
                 self.workers.keep_waiting(place, &line("the server has no place for another background worker"));
                 if !std::mem::replace(&mut self.starving, true) {
                     let since = xact::now();
