@@ -97,14 +97,18 @@ pub fn run(_arg: u64) {
 }
 
 impl Launcher {
-    /// Maintainers that an earlier launcher has started go on.
+    /// Maintainers that an earlier launcher has started go on. A place that waits is known, too: its database may have gone meanwhile.
     fn adopt_workers(&mut self) {
         for place in 0..self.workers.places() {
-            let found = self.workers.with_place(place, |place| (place.database, place.standing));
-            if let (database, Standing::Starting | Standing::Looking | Standing::Idle | Standing::Working) = found {
-                let case = Case::Started { place, handle: None, at: Instant::now() };
-                self.known.insert(database, Known::new(case));
-            }
+            let (database, standing) = self.workers.with_place(place, |place| (place.database, place.standing));
+            let case = match standing {
+                Standing::Free => continue,
+                Standing::Waiting => Case::Due,
+                Standing::Starting | Standing::Looking | Standing::Idle | Standing::Working => {
+                    Case::Started { place, handle: None, at: Instant::now() }
+                }
+            };
+            self.known.insert(database, Known::new(case));
         }
     }
 

@@ -356,11 +356,17 @@ impl Workers {
 
     pub fn stand(&self, place: usize, standing: Standing, reason: &Line) {
         let now = xact::now();
-        self.with_place(place, |place| {
+        let first = self.with_place(place, |place| {
+            let first = place.standing == Standing::Looking;
             place.stand(standing, reason);
             place.has_extension = true;
             place.last_look = now;
+            first
         });
+        if first {
+            // Others may be waiting for the end of this look.
+            self.tell_launcher(|_| {});
+        }
     }
 
     pub fn is_asked_to_leave(&self, place: usize) -> bool {
