@@ -165,6 +165,13 @@ impl Maintainer {
         if state == self.state {
             return;
         }
+        if (self.state.0, standing) == (Standing::Idle, Standing::Working) {
+            // What was in the way then says nothing of now.
+            self.schedule.begin_anew(self.now());
+            for index in 0..Task::ALL.len() {
+                self.workers.with_task(self.place, index, |stat| stat.held_up = 0);
+            }
+        }
         match &state {
             (Standing::Working, _) => call::log(format!("awa_queue maintainer of database \"{}\" works", self.database)),
             (_, reason) if reason.starts_with("version") => call::warn(
