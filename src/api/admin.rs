@@ -188,11 +188,13 @@ fn adopt(_call: &mut Call<'_>) -> Result<Ret> {
 fn pre_restore(_call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.pre_restore()")?;
     adopt::pre_restore()?;
+    shared::announce_at_commit();
     Ok(Ret::Void)
 }
 
 fn post_restore(_call: &mut Call<'_>) -> Result<Ret> {
     xact::require_writable("awa.post_restore()")?;
+    shared::announce_at_commit();
     Ok(Ret::bool(adopt::post_restore()?))
 }
 

@@ -62,7 +62,8 @@ pub fn promote(frontier: &Frontier) -> Result<Outcome> {
         (0, _) => "set_aside",
         _ => "promoted",
     };
-    Ok(Outcome { rows: report.promoted, detail: report.detail(), more, ..Outcome::new(outcome) })
+    let trouble = report.set_aside > 0;
+    Ok(Outcome { rows: report.promoted, detail: report.detail(), more, trouble, ..Outcome::new(outcome) })
 }
 
 #[derive(Default)]

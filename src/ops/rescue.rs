@@ -92,6 +92,7 @@ pub fn rescue(frontier: &Frontier, by: Overdue) -> Result<Outcome> {
         rows: report.rescued,
         detail: (!details.is_empty()).then(|| details.join("; ")),
         more: more && report.rescued > 0,
+        trouble: report.bad > 0,
         ..Outcome::new(outcome)
     })
 }

@@ -59,15 +59,22 @@ pub struct Outcome {
     pub detail: Option<String>,
     /// There is more to do at once: the next step should not wait for the next tick.
     pub more: bool,
+    /// Somebody should look at what `detail` says.
+    pub trouble: bool,
 }
 
 impl Outcome {
     pub fn new(outcome: &'static str) -> Self {
-        Self { outcome, rows: 0, generation: None, slot: None, detail: None, more: false }
+        Self { outcome, rows: 0, generation: None, slot: None, detail: None, more: false, trouble: false }
     }
 
     pub fn skipped(outcome: &'static str, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..Self::new(outcome) }
+    }
+
+    /// Somebody was in the way. Over and over again, that is worth a look.
+    pub fn is_held_up(&self) -> bool {
+        matches!(self.outcome, "blocked" | "skipped_busy")
     }
 
     pub fn of_segment(outcome: &'static str, generation: i64, slot: i32) -> Self {

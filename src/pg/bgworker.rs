@@ -167,6 +167,16 @@ pub fn fix_setting(name: &'static CStr, value: &'static CStr) {
     }
 }
 
+/// No limit of time that is meant for sessions ends this worker or a transaction of it.
+pub fn lift_timeouts() {
+    for name in [c"statement_timeout", c"idle_in_transaction_session_timeout", c"idle_session_timeout"] {
+        fix_setting(name, c"0");
+    }
+    // The one that every transaction arms, whoever runs it.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    fix_setting(c"transaction_timeout", c"0");
+}
+
 /// Ends the process in order. `restart`: the server may start it again.
 pub fn leave(restart: bool) -> ! {
     // SAFETY: runs the exit callbacks and ends the process. Rust values of the frames above are dropped with it.

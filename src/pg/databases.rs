@@ -44,7 +44,7 @@ pub fn open_to_connections() -> Vec<Database> {
         let form = unsafe { &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>() };
         // A negative limit below -1 marks a database whose DROP was interrupted.
         if form.datallowconn && !form.datistemplate && form.datconnlimit >= -1 {
-            found.push(Database { oid: form.oid.into(), name: pgrx::name_data_to_str(&form.datname).to_owned() });
+            found.push(Database { oid: form.oid.into(), name: super::raw::name(&form.datname) });
         }
     }
 }

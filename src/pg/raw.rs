@@ -73,6 +73,12 @@ unsafe extern "C" {
     pub static autovacuum_max_workers: c_int;
 }
 
+/// A name of a catalog, for people: it may be of another encoding than this database's, and of none that Rust knows.
+pub fn name(name: &pg_sys::NameData) -> String {
+    // SAFETY: a name of the server ends with a null byte within its array; copied at once.
+    unsafe { core::ffi::CStr::from_ptr(name.data.as_ptr()) }.to_string_lossy().into_owned()
+}
+
 mod unguarded {
     use core::ffi::c_int;
 

@@ -115,7 +115,7 @@ impl Rel {
     }
 
     pub fn name(&self) -> String {
-        pgrx::name_data_to_str(&self.reference.form().relname).to_owned()
+        super::raw::name(&self.reference.form().relname)
     }
 
     pub fn owner(&self) -> Oid {
@@ -220,7 +220,7 @@ impl Index {
     }
 
     pub fn name(&self) -> String {
-        pgrx::name_data_to_str(&self.reference.form().relname).to_owned()
+        super::raw::name(&self.reference.form().relname)
     }
 
     pub fn is_btree(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Commands that need a database without sessions: DROP DATABASE, RENAME, SET TABLESPACE, and its use as a TEMPLATE. Who keeps
-//! sessions of his own in databases is told before such a command and after it. For every other command the hook costs a look at its
-//! tag. Installed once, in the postmaster; the hook before it is called in any case.
+//! sessions of his own in databases is told before such a command. For every other command the hook costs a look at its tag. No error of
+//! a command passes through a guard of ours, which would lose some of its fields. Installed once, in the postmaster; the hook before it is called in any case.
 use core::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
@@ -8,16 +8,10 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 
 use super::raw;
-use crate::error::Result;
 
-#[derive(Clone, Copy)]
-pub struct Watcher {
-    /// The caller may do it, and the database exists. May wait, and raise.
-    pub before: fn(database: u32),
-    /// A command that makes or changes a database, or one that `before` was told of, has ended, well or badly; its transaction has
-    /// not. Must not raise. Not called when the session ends meanwhile.
-    pub after: fn(),
-}
+/// Told of a command that makes or changes databases, before it runs: also which database it needs empty, if that one exists and the
+/// caller may do it. May wait, and raise. Not told how the command ended: the transaction's end says that.
+pub type Watcher = fn(database: Option<u32>);
 
 type Hook = unsafe extern "C-unwind" fn(
     *mut pg_sys::PlannedStmt,
@@ -43,7 +37,7 @@ pub fn watch(watcher: Watcher) {
     }
 }
 
-/// No Rust value lives across the plain call: an error of the command may jump over this frame.
+/// No Rust value and no guard lives across the call of the hook before: an error of the command jumps over this frame, unchanged.
 #[allow(clippy::too_many_arguments)]
 unsafe extern "C-unwind" fn on_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -56,78 +50,52 @@ unsafe extern "C-unwind" fn on_utility(
     completion: *mut pg_sys::QueryCompletion,
 ) {
     let Some((watcher, before)) = WATCHER.get() else { return };
-    // SAFETY: the server passes a planned utility statement; its node begins with its tag.
-    let tag = unsafe { (*(*statement).utilityStmt).type_ };
-    if !matches!(tag, NodeTag::T_DropdbStmt | NodeTag::T_RenameStmt | NodeTag::T_AlterDatabaseStmt | NodeTag::T_CreatedbStmt) {
-        // SAFETY: the arguments as they came.
-        unsafe { before(statement, text, read_only, context, params, environment, receiver, completion) };
-        return;
+    // SAFETY: the server passes a planned utility statement; its node begins with its tag, and is live for the call.
+    let node = unsafe { (*statement).utilityStmt };
+    // SAFETY: as above.
+    if unsafe { is_about_databases(node) } {
+        // SAFETY: entered from C on the main thread; panics become ereport here, after the destructors of the frames above.
+        unsafe { pg_sys::panic::pgrx_extern_c_guard(|| watcher(named_by(node).and_then(owned_database))) };
     }
-    // SAFETY: entered from C on the main thread; panics become ereport here, after the destructors of `watched` have run.
-    unsafe {
-        pg_sys::panic::pgrx_extern_c_guard(|| {
-            let mut watch = Watch { watcher: *watcher, concerned: false };
-            watch.begin((*statement).utilityStmt);
-            pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                before(statement, text, read_only, context, params, environment, receiver, completion);
-            });
-        });
-    }
+    // SAFETY: the arguments as they came.
+    unsafe { before(statement, text, read_only, context, params, environment, receiver, completion) };
 }
 
-/// Between `before` and `after`; ended by its destructor, also when an error unwinds.
-struct Watch {
-    watcher: Watcher,
-    concerned: bool,
-}
-
-impl Watch {
-    fn begin(&mut self, statement: *mut pg_sys::Node) {
-        // SAFETY: the node of the utility statement, live for the call.
-        let (name, changes) = unsafe { database_named_by(statement) };
-        self.concerned = changes;
-        if let Some(database) = name.and_then(owned_database) {
-            // Noted first: `before` may raise after it has done something.
-            self.concerned = true;
-            (self.watcher.before)(database);
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.concerned {
-            (self.watcher.after)();
-        }
-    }
-}
-
-/// Whose sessions must go, and whether databases change.
-///
 /// # Safety
 /// `statement` is a live node of a statement.
-unsafe fn database_named_by(statement: *mut pg_sys::Node) -> (Option<*const c_char>, bool) {
+unsafe fn is_about_databases(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the cast is to the type that the tag names.
+    unsafe {
+        match (*statement).type_ {
+            NodeTag::T_DropdbStmt | NodeTag::T_AlterDatabaseStmt | NodeTag::T_CreatedbStmt => true,
+            // The tag of every RENAME.
+            NodeTag::T_RenameStmt => (*statement.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE,
+            _ => false,
+        }
+    }
+}
+
+/// Whose sessions must go.
+///
+/// # Safety
+/// `statement` is a live node of a statement about databases.
+unsafe fn named_by(statement: *mut pg_sys::Node) -> Option<*const c_char> {
     // SAFETY: each cast is to the type that the tag names; options are lists of DefElem.
     unsafe {
         match (*statement).type_ {
-            NodeTag::T_DropdbStmt => (Some((*statement.cast::<pg_sys::DropdbStmt>()).dbname.cast_const()), false),
-            NodeTag::T_RenameStmt => {
-                let rename = &*statement.cast::<pg_sys::RenameStmt>();
-                let of_database = rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE;
-                (of_database.then_some(rename.subname.cast_const()), of_database)
-            }
+            NodeTag::T_DropdbStmt => Some((*statement.cast::<pg_sys::DropdbStmt>()).dbname.cast_const()),
+            NodeTag::T_RenameStmt => Some((*statement.cast::<pg_sys::RenameStmt>()).subname.cast_const()),
             NodeTag::T_AlterDatabaseStmt => {
                 let alter = &*statement.cast::<pg_sys::AlterDatabaseStmt>();
-                let moves = option_named(alter.options, c"tablespace").is_some();
-                (moves.then_some(alter.dbname.cast_const()), true)
+                option_named(alter.options, c"tablespace").map(|_| alter.dbname.cast_const())
             }
             NodeTag::T_CreatedbStmt => {
                 let create = &*statement.cast::<pg_sys::CreatedbStmt>();
                 let template = option_named(create.options, c"template").filter(|option| !(**option).arg.is_null());
                 // May raise (not a name): unwinds; the command would say the same.
-                (template.map(|option| pg_sys::defGetString(option).cast_const()), true)
+                template.map(|option| pg_sys::defGetString(option).cast_const())
             }
-            _ => (None, false),
+            _ => None,
         }
     }
 }

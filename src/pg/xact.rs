@@ -144,6 +144,7 @@ pub struct Callbacks {
 
 static CALLBACKS: OnceLock<Callbacks> = OnceLock::new();
 static AT_END: OnceLock<fn(bool)> = OnceLock::new();
+static AT_SUB_END: OnceLock<fn(u32, Option<u32>)> = OnceLock::new();
 
 /// From `_PG_init`: `f` is told of the end of every transaction of every session, true for a commit. The rule of
 /// `Callbacks` holds: it must not raise, allocate or panic. A prepared transaction counts as rolled back.
@@ -151,11 +152,18 @@ pub fn at_end(f: fn(bool)) {
     let _ = AT_END.set(f);
 }
 
+/// From `_PG_init`: `f` is told of the end of every subtransaction: its number, and that of the one which now has what it did, if it was
+/// not rolled back. The rule of `Callbacks` holds.
+pub fn at_sub_end(f: fn(mine: u32, heir: Option<u32>)) {
+    let _ = AT_SUB_END.set(f);
+}
+
 fn ended(committed: bool) {
     if let Some(f) = AT_END.get() {
         f(committed);
     }
 }
+
 /// The callback lists of the server are inherited through fork, and so is this flag.
 static XACT_REGISTERED: AtomicBool = AtomicBool::new(false);
 /// Exit callbacks are dropped by a forked child, so they are registered once per process.
@@ -194,6 +202,11 @@ extern "C" fn no_unwind_sub(f: fn(u32, u32), mine: u32, parent: u32) {
     f(mine, parent);
 }
 
+#[allow(improper_ctypes_definitions)] // as above
+extern "C" fn no_unwind_told(f: fn(u32, Option<u32>), mine: u32, heir: Option<u32>) {
+    f(mine, heir);
+}
+
 unsafe extern "C-unwind" fn on_xact(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => no_unwind(|| ended(true)),
@@ -217,6 +230,13 @@ unsafe extern "C-unwind" fn on_subxact(
     parent: pg_sys::SubTransactionId,
     _arg: *mut c_void,
 ) {
+    if let Some(f) = AT_SUB_END.get() {
+        match event {
+            pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => no_unwind_told(*f, mine, Some(parent)),
+            pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => no_unwind_told(*f, mine, None),
+            _ => (),
+        }
+    }
     let Some(callbacks) = CALLBACKS.get() else { return };
     match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => no_unwind_sub(callbacks.sub_commit, mine, parent),

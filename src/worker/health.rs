@@ -2,11 +2,20 @@
 
 use awa_protocol::schedule::State;
 
-use super::shared::{self, Place, Standing};
+use super::shared::{self, Place, Standing, TaskStat};
 use crate::ops::doctor::Check;
 use crate::ops::tasks::Task;
 use crate::pg::xact;
 use crate::settings;
+
+/// Microseconds.
+const START_IS_LONG: i64 = 10_000_000;
+/// A task that was held up for so long, this many ticks if that is sooner, and so often, gets nowhere.
+const HELD_UP_LIMIT: i64 = 60_000_000;
+const HELD_UP_TICKS: i64 = 60;
+const HELD_UP_ANSWERS: u32 = 3;
+/// What a task told stays to be seen: it is tried again every minute, and not mentioned meanwhile.
+const TROUBLE_STAYS: i64 = 150_000_000;
 
 pub fn checks(place: Option<&Place>, checks: &mut Vec<Check>) {
     let Some(workers) = shared::workers() else { return };
@@ -57,6 +66,11 @@ fn maintainer(place: Option<&Place>, in_recovery: bool) -> Check {
         };
     };
     match place.standing {
+        Standing::Working | Standing::Idle if place.pid == 0 => Check::warning(
+            NAME,
+            "It has ended, and was not started again yet.",
+            "The launcher does it by itself: look at the check launcher, and into the server log.",
+        ),
         Standing::Working => Check::ok(NAME, format!("Process {} works.", place.pid)),
         Standing::Idle if place.reason.starts_with("no queue") => {
             Check::ok(NAME, format!("Process {} is idle: {}.", place.pid, place.reason))
@@ -71,29 +85,49 @@ fn maintainer(place: Option<&Place>, in_recovery: bool) -> Check {
             format!("It does not run: {}.", place.reason),
             "The launcher tries again by itself; look into the server log.",
         ),
-        Standing::Starting | Standing::Looking | Standing::Free => Check::ok(NAME, "It is starting."),
+        Standing::Starting | Standing::Looking | Standing::Free => {
+            let age = xact::now().saturating_sub(place.since);
+            if age <= START_IS_LONG {
+                return Check::ok(NAME, "It is starting.");
+            }
+            Check::warning(
+                NAME,
+                format!("It has been starting for {} s.", age / 1_000_000),
+                "Look for a lock on the database or on a catalog: pg_locks, pg_prepared_xacts.",
+            )
+        }
     }
 }
 
 fn tasks(place: &Place) -> Vec<Check> {
-    let mut found = Vec::new();
-    for (stat, task) in place.tasks.iter().zip(Task::ALL) {
-        match stat.state {
-            State::Failing => found.push(Check::error(
-                "task",
-                format!("Task {} fails: {}.", task.name(), stat.error),
-                "It is tried again by itself; the server log has the details.",
-            )),
-            State::Throttled | State::CoolingDown => found.push(Check::warning(
-                "task",
-                format!("Task {} takes longer than its interval: {} ms.", task.name(), stat.last_duration / 1000),
-                "It runs less often. Raise awa.maintenance_interval, or look for what slows it down.",
-            )),
-            State::Idle | State::Ok => {}
+    let found: Vec<Check> = place.tasks.iter().zip(Task::ALL).filter_map(|(stat, task)| of_task(stat, task)).collect();
+    if found.is_empty() { vec![Check::ok("task", "No task fails, is held up or is throttled.")] } else { found }
+}
+
+fn of_task(stat: &TaskStat, task: Task) -> Option<Check> {
+    const NAME: &str = "task";
+    let (name, now) = (task.name(), xact::now());
+    match stat.state {
+        State::Failing => {
+            let hint = "It is tried again by itself; the server log has the details.";
+            return Some(Check::error(NAME, format!("Task {name} fails: {}.", stat.error), hint));
         }
+        State::Throttled | State::CoolingDown => {
+            let detail = format!("Task {name} takes longer than its interval: {} ms.", stat.last_duration / 1000);
+            let hint = "It runs less often. Raise awa.maintenance_interval, or look for what slows it down.";
+            return Some(Check::warning(NAME, detail, hint));
+        }
+        State::Idle | State::Ok => {}
     }
-    if found.is_empty() {
-        found.push(Check::ok("task", "No task fails or is throttled."));
+    if stat.trouble_at != 0 && now.saturating_sub(stat.trouble_at) <= TROUBLE_STAYS {
+        let hint = "The others go on; these are tried again every minute. Run awa.verify().";
+        return Some(Check::warning(NAME, format!("Task {name}: {}.", stat.trouble), hint));
     }
-    found
+    let held_up = now.saturating_sub(stat.held_up_since);
+    let limit = HELD_UP_LIMIT.min(HELD_UP_TICKS.saturating_mul(settings::maintenance_interval()));
+    if stat.held_up < HELD_UP_ANSWERS || held_up <= limit {
+        return None;
+    }
+    let detail = format!("Task {name} has been held up for {} s: {}, {}.", held_up / 1_000_000, stat.outcome, stat.detail);
+    Some(Check::warning(NAME, detail, "End the sessions that hold the locks: pg_locks, pg_blocking_pids(), pg_prepared_xacts."))
 }

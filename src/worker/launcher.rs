@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A maintainer that worked for so long did not fail to start.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
+/// A start that takes longer is held up (by a lock on its database, say): others do not wait for it any more.
+const LOOK_ALONE_FOR: Duration = Duration::from_secs(5);
 /// A worker that has not begun after so long will not.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -47,8 +49,18 @@ enum Case {
 
 struct Known {
     name: String,
+    /// False: it was dropped, became a template, or takes no connections any more; known only until its worker has ended.
+    listed: bool,
     case: Case,
     failures: u32,
+    /// The server had no place for its worker when it was last to be started.
+    starves: bool,
+}
+
+impl Known {
+    fn new(case: Case) -> Self {
+        Self { name: String::new(), listed: true, case, failures: 0, starves: false }
+    }
 }
 
 struct Launcher {
@@ -65,6 +77,10 @@ pub fn run(_arg: u64) {
     let Some(workers) = shared::workers() else { return };
     bgworker::at_exit(shared::on_launcher_exit);
     bgworker::connect(None);
+    bgworker::lift_timeouts();
+    // It waits for a lock on pg_database as long as the lock is there, as it would for every session that connects.
+    bgworker::fix_setting(c"lock_timeout", c"0");
+    bgworker::fix_setting(c"default_transaction_isolation", c"read committed");
     workers.with_desk(|desk| desk.launcher = xact::my_pid());
     let event = WaitEvent::named(c"AwaLauncherMain");
     let mut launcher =
@@ -81,14 +97,18 @@ pub fn run(_arg: u64) {
 }
 
 impl Launcher {
-    /// Maintainers that an earlier launcher has started go on.
+    /// Maintainers that an earlier launcher has started go on. A place that waits is known, too: its database may have gone meanwhile.
     fn adopt_workers(&mut self) {
         for place in 0..self.workers.places() {
-            let found = self.workers.with_place(place, |place| (place.database, place.standing));
-            if let (database, Standing::Starting | Standing::Looking | Standing::Idle | Standing::Working) = found {
-                let case = Case::Started { place, handle: None, at: Instant::now() };
-                self.known.insert(database, Known { name: String::new(), case, failures: 0 });
-            }
+            let (database, standing) = self.workers.with_place(place, |place| (place.database, place.standing));
+            let case = match standing {
+                Standing::Free => continue,
+                Standing::Waiting => Case::Due,
+                Standing::Starting | Standing::Looking | Standing::Idle | Standing::Working => {
+                    Case::Started { place, handle: None, at: Instant::now() }
+                }
+            };
+            self.known.insert(database, Known::new(case));
         }
     }
 
@@ -109,7 +129,17 @@ impl Launcher {
         self.collect_ended(now);
         self.workers.drop_dead_holds();
         self.start_what_is_due(now);
+        self.see_who_starves();
         self.pause(now)
+    }
+
+    /// Nobody any more: each was started, or its database has gone.
+    fn see_who_starves(&mut self) {
+        if self.starving && !self.known.values().any(|known| known.starves) {
+            self.starving = false;
+            self.workers.with_desk(|desk| desk.starving_since = 0);
+            call::log("no database lacks a background worker of awa_queue any more".to_owned());
+        }
     }
 
     fn list_databases(&mut self, now: Instant) {
@@ -121,18 +151,23 @@ impl Launcher {
             }
         };
         self.listed = Some(now);
-        let oids: std::collections::HashSet<u32> = found.iter().map(|database| database.oid).collect();
-        for database in found {
-            let known =
-                self.known.entry(database.oid).or_insert_with(|| Known { name: String::new(), case: Case::Due, failures: 0 });
-            known.name = database.name;
+        for known in self.known.values_mut() {
+            known.listed = false;
         }
+        for database in found {
+            let known = self.known.entry(database.oid).or_insert_with(|| Known::new(Case::Due));
+            known.name = database.name;
+            known.listed = true;
+        }
+        self.forget_unlisted();
+    }
+
+    fn forget_unlisted(&mut self) {
         let workers = self.workers;
         self.known.retain(|database, known| {
-            if oids.contains(database) {
+            if known.listed {
                 return true;
             }
-            // It was dropped, became a template, or takes no connections any more.
             if let Case::Started { place, .. } = known.case {
                 workers.ask_to_leave(place);
                 return true;
@@ -161,6 +196,11 @@ impl Launcher {
                 continue;
             }
             let (place, life) = (*place, now - *at);
+            if !known.listed {
+                // Forgotten below.
+                known.case = Case::Due;
+                continue;
+            }
             match verdict {
                 Verdict::NoExtension => {
                     workers.free_place(place);
@@ -184,12 +224,13 @@ impl Launcher {
                 }
             }
         }
+        self.forget_unlisted();
     }
 
     fn start_what_is_due(&mut self, now: Instant) {
-        // One look at a time: so a server with many databases does not fill with workers.
+        // One look at a time, for as long as looks take: so a server with many databases does not fill with workers.
         let looking = self.known.values().any(|known| match known.case {
-            Case::Started { place, .. } => {
+            Case::Started { place, at, .. } if now - at < LOOK_ALONE_FOR => {
                 self.workers.with_place(place, |place| matches!(place.standing, Standing::Starting | Standing::Looking))
             }
             _ => false,
@@ -239,13 +280,11 @@ impl Launcher {
         match worker.start() {
             Some(handle) => {
                 known.case = Case::Started { place, handle: Some(handle), at: now };
-                if std::mem::take(&mut self.starving) {
-                    self.workers.with_desk(|desk| desk.starving_since = 0);
-                    call::log("awa_queue has found a place for a background worker again".to_owned());
-                }
+                known.starves = false;
             }
             None => {
                 known.case = pause;
+                known.starves = true;
                 self.workers.keep_waiting(place, &line("the server has no place for another background worker"));
                 if !std::mem::replace(&mut self.starving, true) {
                     let since = xact::now();

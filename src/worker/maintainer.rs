@@ -73,9 +73,11 @@ fn activity(task: Task) -> CString {
 /// What a database or a role may set for its sessions must not change what a task does. A lock that is not free soon is waited for at
 /// the next tick: so no session with a lock of its own can stop the rescue of jobs for long, and where a maintainer and a command (DROP
 /// EXTENSION takes its locks in an order of its own) wait for each other, it is the maintainer that gives up, long before the
-/// command's deadlock_timeout.
+/// command's deadlock_timeout. A commit waits for no standby: one that is missing would keep a prune, which holds AccessExclusive, waiting
+/// for ever; a failover loses no more than the end of the log, and maintenance that is lost with it is done again.
 fn fix_settings() {
-    let fixed: [(&'static CStr, &'static CStr); 8] = [
+    bgworker::lift_timeouts();
+    let fixed: [(&'static CStr, &'static CStr); 9] = [
         (c"application_name", c"awa_queue maintainer"),
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"default_transaction_isolation", c"read committed"),
@@ -84,6 +86,7 @@ fn fix_settings() {
         (c"lock_timeout", c"100ms"),
         (c"deadlock_timeout", c"10ms"),
         (c"row_security", c"off"),
+        (c"synchronous_commit", c"local"),
     ];
     for (name, value) in fixed {
         bgworker::fix_setting(name, value);
@@ -162,6 +165,13 @@ impl Maintainer {
         if state == self.state {
             return;
         }
+        if (self.state.0, standing) == (Standing::Idle, Standing::Working) {
+            // What was in the way then says nothing of now.
+            self.schedule.begin_anew(self.now());
+            for index in 0..Task::ALL.len() {
+                self.workers.with_task(self.place, index, |stat| stat.held_up = 0);
+            }
+        }
         match &state {
             (Standing::Working, _) => call::log(format!("awa_queue maintainer of database \"{}\" works", self.database)),
             (_, reason) if reason.starts_with("version") => call::warn(
@@ -209,6 +219,8 @@ impl Maintainer {
             Err(error) => ("failed", "", error.message.as_str()),
         };
         let (detail, error) = (line(detail), line(error));
+        let held_up = outcome.as_ref().is_ok_and(Outcome::is_held_up);
+        let trouble = outcome.as_ref().is_ok_and(|outcome| outcome.trouble);
         let rows = outcome.as_ref().map_or(0, |outcome| outcome.rows.max(0).unsigned_abs());
         self.workers.with_task(self.place, index, |stat| {
             stat.runs += 1;
@@ -218,6 +230,17 @@ impl Maintainer {
             stat.last_duration = duration;
             stat.outcome.clear();
             let _ = stat.outcome.push_str(shown);
+            if !held_up {
+                stat.held_up = 0;
+            } else {
+                stat.held_up = stat.held_up.saturating_add(1);
+                if stat.held_up == 1 {
+                    stat.held_up_since = begun_at;
+                }
+            }
+            if trouble {
+                (stat.trouble, stat.trouble_at) = (detail.clone(), begun_at);
+            }
             stat.detail = detail;
             if end == End::Failed {
                 stat.error = error;

@@ -20,13 +20,14 @@ worker_main!(awa_maintainer_main, maintainer::run);
 /// From `_PG_init`, after the settings are defined.
 pub fn register() {
     xact::at_end(shared::on_transaction_end);
+    xact::at_sub_end(shared::on_subtransaction_end);
     if !shmem::preloading() || bgworker::in_binary_upgrade() {
         return;
     }
     if shmem::register::<shared::Workers>().is_err() {
         return;
     }
-    utility::watch(utility::Watcher { before: shared::hold, after: shared::after_command });
+    utility::watch(shared::before_command);
     Worker { name: "awa_queue launcher", kind: "awa_queue launcher", function: "awa_launcher_main", arg: 0, restart: Some(5) }
         .register();
 }

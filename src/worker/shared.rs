@@ -65,6 +65,12 @@ pub struct TaskStat {
     pub outcome: heapless::String<32>,
     pub detail: Line,
     pub error: Line,
+    /// Answers in a row that somebody was in the way, and since when.
+    pub held_up: u32,
+    pub held_up_since: i64,
+    /// What somebody should look at, and when it was seen last.
+    pub trouble: Line,
+    pub trouble_at: i64,
 }
 
 impl TaskStat {
@@ -80,6 +86,10 @@ impl TaskStat {
             outcome: heapless::String::new(),
             detail: Line::new(),
             error: Line::new(),
+            held_up: 0,
+            held_up_since: 0,
+            trouble: Line::new(),
+            trouble_at: 0,
         }
     }
 }
@@ -133,6 +143,8 @@ impl Place {
 struct Hold {
     database: u32,
     pid: i32,
+    /// The subtransaction whose end gives it back.
+    subxact: u32,
 }
 
 pub struct Desk {
@@ -344,11 +356,17 @@ impl Workers {
 
     pub fn stand(&self, place: usize, standing: Standing, reason: &Line) {
         let now = xact::now();
-        self.with_place(place, |place| {
+        let first = self.with_place(place, |place| {
+            let first = place.standing == Standing::Looking;
             place.stand(standing, reason);
             place.has_extension = true;
             place.last_look = now;
+            first
         });
+        if first {
+            // Others may be waiting for the end of this look.
+            self.tell_launcher(|_| {});
+        }
     }
 
     pub fn is_asked_to_leave(&self, place: usize) -> bool {
@@ -387,7 +405,7 @@ thread_local! {
     static MY_PLACE: Cell<Option<usize>> = const { Cell::new(None) };
     /// This transaction creates the extension, the first queue, or adopts the jobs.
     static ANNOUNCES: Cell<bool> = const { Cell::new(false) };
-    /// This transaction has run a command on databases, which has ended. Others see what it did when the transaction has.
+    /// This transaction runs, or has run, a command on databases. Others see what it did when the transaction has ended.
     static COMMANDED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -442,6 +460,23 @@ pub fn on_transaction_end(committed: bool) {
     wake(workers, database);
 }
 
+/// Transaction callback. A command that was rolled back by itself keeps no database any more.
+pub fn on_subtransaction_end(mine: u32, heir: Option<u32>) {
+    if !COMMANDED.get() {
+        return;
+    }
+    let Some(workers) = workers() else { return };
+    let pid = xact::my_pid();
+    match heir {
+        Some(heir) => workers.with_desk(|desk| {
+            for hold in desk.holds.iter_mut().filter(|hold| hold.pid == pid && hold.subxact == mine) {
+                hold.subxact = heir;
+            }
+        }),
+        None => workers.tell_launcher(|desk| desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine)),
+    }
+}
+
 /// All tasks of the database are due now. False: nobody works there.
 pub fn wake(workers: &Workers, database: u32) -> bool {
     let Some(place) = workers.place_of(database) else { return false };
@@ -458,13 +493,22 @@ const PATIENCE_MS: i64 = 500;
 /// After so long the command goes on, and says itself who is in its way.
 const LEAVING_LIMIT_MS: i64 = 10_000;
 
-/// Before a command that needs the database empty: its maintainer leaves, and no other comes until `release`.
-pub fn hold(database: u32) {
+/// Before a command that makes or changes databases. If it needs one empty, the maintainer there leaves, and no other comes until the
+/// transaction has ended; then the launcher looks at the databases.
+pub fn before_command(database: Option<u32>) {
+    // First: what follows may raise after it has done something.
+    COMMANDED.set(true);
+    if let Some(database) = database {
+        hold(database);
+    }
+}
+
+fn hold(database: u32) {
     let Some(workers) = workers() else { return };
-    let pid = xact::my_pid();
+    let (pid, subxact) = (xact::my_pid(), xact::current_subxact());
     workers.with_desk(|desk| {
         // No room: the command takes its chance.
-        let _ = desk.holds.push(Hold { database, pid });
+        let _ = desk.holds.push(Hold { database, pid, subxact });
     });
     let sleeper = workers.leaving.at(0);
     let begun = xact::now();
@@ -511,9 +555,4 @@ fn wait_until_gone(pid: i32) {
         }
         crate::frontier::nap(1);
     }
-}
-
-/// The command has ended; at the end of its transaction the maintainer may come back, and the launcher looks at the databases.
-pub fn after_command() {
-    COMMANDED.set(true);
 }

@@ -1,6 +1,7 @@
 //! The background workers, for real: when they come and go, and that what they do gets done with no call by hand.
 
 mod commands;
+mod obstacles;
 mod tasks;
 mod troubles;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use postgres::Client;
 
 pub use self::commands::*;
+pub use self::obstacles::*;
 pub use self::tasks::*;
 pub use self::troubles::*;
 use super::hostile_pool::Configured;

@@ -100,6 +100,11 @@ suites! {
         after_a_crash_it_comes_back, a_standby_gets_one_when_it_is_promoted,
         without_a_place_for_a_worker_it_says_so_and_comes_later, another_version_is_refused_loudly,
         a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
+        a_database_that_takes_no_sessions_is_left_alone, a_start_that_is_held_up_keeps_no_other_waiting,
+        a_start_that_takes_long_is_told, errors_of_commands_arrive_unchanged, a_missing_standby_holds_nothing_up,
+        the_doctor_sees_a_task_that_gets_nowhere, the_doctor_sees_a_job_that_cannot_be_rescued,
+        the_doctor_sees_that_nobody_works, a_database_that_is_gone_starves_no_more, a_restore_puts_it_to_sleep_and_wakes_it,
+        a_command_that_failed_in_a_savepoint_holds_nothing, a_database_may_have_any_name,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];

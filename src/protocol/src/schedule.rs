@@ -119,6 +119,21 @@ impl Schedule {
         }
     }
 
+    /// After a time in which nothing was to be done: as at first, whatever was then.
+    pub fn begin_anew(&mut self, now: i64) {
+        for task in &mut self.tasks {
+            *task = Task {
+                pace: task.pace,
+                due: now,
+                steps: 0,
+                failures: 0,
+                ran: false,
+                had_its_turn: false,
+                throttle: Throttle::new(),
+            };
+        }
+    }
+
     /// What to do now. Passes over the due times of tasks that cool down.
     pub fn next(&mut self, now: i64) -> Next {
         for index in 0..self.tasks.len() {
@@ -332,6 +347,22 @@ mod tests {
         run(&mut schedule, &mut 0, 10, 0, |index| if index == 1 { End::Failed } else { End::Done });
         schedule.wake(1);
         assert_eq!(run(&mut schedule, &mut 1, 10, 0, |_| End::Done), [0, 1, 2]);
+    }
+
+    #[test]
+    fn after_a_time_of_idleness_nothing_is_held_against_a_task() {
+        let mut schedule = Schedule::new([RESCUE, SLOW], TICK, 0);
+        let mut now = 0;
+        run(&mut schedule, &mut now, 3, 2 * TICK, |_| End::More);
+        for _ in 0..5 {
+            now = schedule.due(1);
+            run(&mut schedule, &mut now, 10, 1, |index| if index == 1 { End::Failed } else { End::Done });
+        }
+        assert_eq!(schedule.state(1), State::Failing);
+        schedule.begin_anew(now);
+        assert_eq!((schedule.state(0), schedule.state(1)), (State::Idle, State::Idle));
+        assert_eq!(run(&mut schedule, &mut now, 10, 1, |index| if index == 1 { End::Failed } else { End::Done }), [0, 1]);
+        assert_eq!(schedule.due(1), now + 5 * TICK);
     }
 
     #[test]

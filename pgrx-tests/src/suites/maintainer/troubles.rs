@@ -5,13 +5,13 @@ use anyhow::{Result, ensure};
 use super::super::{Stage, drain, enqueue};
 use super::*;
 
-fn terminate(client: &mut Client, pid: i32) -> Result<()> {
+pub fn terminate(client: &mut Client, pid: i32) -> Result<()> {
     let was_there: bool = client.query_one("SELECT pg_terminate_backend($1)", &[&pid])?.try_get(0)?;
     ensure!(was_there, "process {pid} was not there");
     Ok(())
 }
 
-fn launcher(client: &mut Client) -> Result<Option<i32>> {
+pub fn launcher(client: &mut Client) -> Result<Option<i32>> {
     let row = client.query_opt("SELECT pid FROM pg_stat_activity WHERE backend_type = 'awa_queue launcher'", &[])?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
@@ -151,7 +151,13 @@ pub fn a_copy_is_left_alone_until_it_is_adopted(stage: &mut Stage<'_>) -> Result
 pub fn settings_of_the_database_do_not_touch_it(stage: &mut Stage<'_>) -> Result<()> {
     let _configured = begin(stage, &[("awa.rotate_age", "1s")])?;
     let mut client = stage.connect()?;
+    let row = client.query_one("SELECT current_setting('server_version_num')::int >= 170000", &[])?;
+    // A limit that has no name yet is no setting; the first one again does no harm.
+    let transaction_timeout = if row.try_get(0)? { "transaction_timeout = '1ms'" } else { "statement_timeout = '1ms'" };
     for setting in [
+        transaction_timeout,
+        "idle_in_transaction_session_timeout = '1ms'",
+        "idle_session_timeout = '1ms'",
         "default_transaction_isolation = 'serializable'",
         "default_transaction_read_only = on",
         "statement_timeout = '1ms'",
