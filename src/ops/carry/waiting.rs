@@ -132,7 +132,7 @@ impl Step<'_> {
         }
         notes::reserve(frontier, 1)?;
         reserve(&mut self.waiting, 1)?;
-        if frontier.reserve_entries(queue.place, 1, Reserve::Operator) == 0 {
+        if frontier.reserve_entries(queue.place, 1, Reserve::Carry) == 0 {
             self.left.pool_is_full = true;
             return Ok(());
         }
