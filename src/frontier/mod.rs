@@ -26,7 +26,7 @@ use crate::pg::shmem::{self, Attached, Carver, CondVar, CondVars, Layout, LwCell
 use crate::pg::{call::Call, rel, xact};
 use crate::settings;
 pub use shared::{Asked, Prepared, PreparedCell, Reserve, SegmentInfo, Shared};
-use shared::{OPERATOR_PLACES, SHARED, give_back, take_up_to};
+use shared::{OPERATOR_PLACES, PLACES_ABOVE_CARRY, SHARED, give_back, take_up_to};
 
 /// Partitions of the in-flight pool of one database.
 pub const PARTITIONS: usize = 32;
@@ -272,6 +272,7 @@ impl Frontier {
         let all = settings::max_in_flight() as u32;
         let (limit, quota) = match reserve {
             Reserve::Claim => (all - OPERATOR_PLACES, all - all / 4),
+            Reserve::Carry => (all - PLACES_ABOVE_CARRY, all),
             Reserve::Operator => (all, all),
         };
         let own = take_up_to(self.held(queue), wanted, quota);

@@ -164,12 +164,16 @@ impl Asked {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Reserve {
     Claim,
+    /// Guards of carry-forward. Whatever it moves, some places stay for operators.
+    Carry,
     /// Cancels, and the rebuild of what was in flight.
     Operator,
 }
 
 /// Places that claims leave free.
 pub(super) const OPERATOR_PLACES: u32 = 64;
+/// Of those, the ones that carry-forward leaves too.
+pub(super) const PLACES_ABOVE_CARRY: u32 = 32;
 
 pub(super) fn take_up_to(used: &AtomicU32, wanted: u32, limit: u32) -> u32 {
     let mut granted = 0;

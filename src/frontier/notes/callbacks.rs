@@ -333,15 +333,18 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             }
             let _ = segments.push(segment);
         }),
-        Note::SegmentPruneStarted { generation } => frontier.change_ring(|segments| {
-            for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {
-                segment.state = awa_protocol::ring::SegmentState::PruneStarted;
-            }
-            // Nothing in it can be claimed: what its tracks and gaps still promise would only keep sleepers awake.
+        Note::SegmentPruneStarted { generation } => {
+            frontier.change_ring(|segments| {
+                for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {
+                    segment.state = awa_protocol::ring::SegmentState::PruneStarted;
+                }
+            });
+            // Nothing in it can be claimed: what its tracks and gaps still promise would only keep sleepers awake. Not under the lock
+            // of the ring, below which no other is taken.
             for place in 0..frontier.queue_slots() {
                 frontier.queue(place).forget_generation(generation);
             }
-        }),
+        }
         Note::FrontierVoid => build::void(frontier),
         Note::SegmentPruned { generation, slot } => {
             frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));

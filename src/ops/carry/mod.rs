@@ -33,7 +33,8 @@ use step::Step;
 /// Which jobs that could run at once are moved. One that is moved goes behind those that were enqueued meanwhile.
 #[derive(Clone, Copy)]
 enum Due<'a> {
-    /// An operator wants the segment empty.
+    /// An operator wants the segment empty, or the ring can grow no more: with a constant load of higher priority nobody may ever come for
+    /// the jobs of the oldest segment.
     All,
     /// Only those that nobody is coming for: of queues that are paused or from which nobody claims.
     Stalled(&'a Stalled),
@@ -65,6 +66,7 @@ pub fn carry_forward(frontier: &Frontier) -> Result<Outcome> {
             Some(census) => match ring.verdict(census.open, number == 0) {
                 Verdict::Drained => None,
                 Verdict::Dense => Some(about(info, "skipped_active", format!("more than {} jobs are open", ring.jobs))),
+                Verdict::Carry if number == 0 && ring.is_full() => Some(Step::run(frontier, info, Due::All)?),
                 Verdict::Carry => Some(Step::run(frontier, info, Due::Stalled(&stalled))?),
             },
         };

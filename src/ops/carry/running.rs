@@ -64,11 +64,12 @@ impl Step<'_> {
         let generation = self.open.as_ref().map_or(0, |open| open.info.generation);
         notes::reserve(frontier, 1)?;
         reserve(&mut self.running, 1)?;
-        if frontier.reserve_entries(seen.queue, 1, Reserve::Operator) == 0 {
+        // May raise: before a place is taken that nothing would give back.
+        let xid = xact::current_xid();
+        if frontier.reserve_entries(seen.queue, 1, Reserve::Carry) == 0 {
             self.left.pool_is_full = true;
             return Ok(true);
         }
-        let xid = xact::current_xid();
         let partition = name.partition;
         let moved = frontier.with_partition(partition, |entries| {
             let inserted = entries.begin_move(name, xid, generation);

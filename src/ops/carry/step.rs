@@ -67,6 +67,10 @@ impl<'a> Step<'a> {
         reserve(&mut step.running, JOBS_PER_CARRY)?;
         step.guard_entries()?;
         for standing in census::standings(frontier, info.generation) {
+            // The next queue must not say that the next step is to begin with it.
+            if step.is_full() {
+                break;
+            }
             step.guard_gaps(&standing)?;
             step.guard_tracks(&standing)?;
         }

@@ -2,7 +2,8 @@
 //! stands between the row and a claimer, and a tombstone closes it for those who come later.
 //!
 //! Rows are guarded without a turn: a guard on a row that a claimer would still come to by himself (`will_reach`) proves that nobody has
-//! taken it, whoever is scanning at this moment. If the move is rolled back, a scan that went past the guard finds the job as a hole.
+//! taken it. While somebody has the turn of its lane, only a guard that he passes proves it; other rows are left until his turn is over.
+//! If the move is rolled back, a scan that went past the guard finds the job as a hole.
 
 use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
 use awa_protocol::lane::{Lane, Position, SubLane};
@@ -131,7 +132,7 @@ impl Step<'_> {
         }
         notes::reserve(frontier, 1)?;
         reserve(&mut self.waiting, 1)?;
-        if frontier.reserve_entries(queue.place, 1, Reserve::Operator) == 0 {
+        if frontier.reserve_entries(queue.place, 1, Reserve::Carry) == 0 {
             self.left.pool_is_full = true;
             return Ok(());
         }
@@ -180,10 +181,24 @@ impl Step<'_> {
         });
         let position = Position::at(head.key, head.tid);
         let will_reach = frontier.queue(queue.place).will_reach(id, position, row.xmin_full());
-        // In this order: whoever goes past the guard says so before his cursor does.
-        let is_nobodys = will_reach || frontier.with_named(name, |guard| guard.passed).unwrap_or(false);
+        // In this order: whoever goes past the guard says so before his cursor does. One decision under one lock: a guard that a scan
+        // passes is not freed, for the scan has left the row to it.
+        let is_nobodys = will_reach
+            || frontier.with_partition(partition, |entries| {
+                let passed = entries.named(name).map(|guard| guard.passed);
+                if passed == Some(false) {
+                    entries.free(name.slot);
+                }
+                passed == Some(true)
+            });
+        if !is_nobodys {
+            self.left.busy += 1;
+            frontier.return_entries(queue.place, 1);
+            notes::retract_last();
+            return Ok(());
+        }
         // Asked again with the guard standing: no cancel can slip between.
-        if !is_nobodys || (frontier.has_tombstones(info.slot) && taking::is_tombstoned(&info, &head)?) {
+        if frontier.has_tombstones(info.slot) && taking::is_tombstoned(&info, &head)? {
             frontier.with_partition(partition, |entries| entries.free(name.slot));
             frontier.return_entries(queue.place, 1);
             notes::retract_last();

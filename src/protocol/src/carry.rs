@@ -28,12 +28,15 @@ impl Pressure {
         self.live >= (self.wanted / 2).max(3)
     }
 
-    /// At the end of its growth the oldest segment must go, whatever is in it.
+    /// At the end of its growth: the oldest segment must go, whatever is in it and whoever is coming for it.
+    pub fn is_full(&self) -> bool {
+        self.live >= self.most.min(LIVE_SEGMENTS)
+    }
+
     pub fn verdict(&self, open: usize, oldest: bool) -> Verdict {
-        let full = self.live >= self.most.min(LIVE_SEGMENTS);
         match open {
             0 => Verdict::Drained,
-            n if n <= self.jobs || (oldest && full && self.jobs > 0) => Verdict::Carry,
+            n if n <= self.jobs || (oldest && self.is_full() && self.jobs > 0) => Verdict::Carry,
             _ => Verdict::Dense,
         }
     }

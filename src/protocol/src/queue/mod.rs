@@ -304,12 +304,15 @@ impl QueueFrontier {
         self.tracks.iter().find(|track| track.id == id)
     }
 
-    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
-    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands. If the
-    /// answer is no, the guard may be the reason: then it is marked as passed, which proves the same.
+    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction, and nobody
+    /// has the turn: whoever has it may be past the row already (it moves the cursor only when it ends), and if it passed a guard that
+    /// was rolled back, the job may have run as a hole and ended since. Asked after a guard was set on the row, a yes proves that nobody
+    /// has taken this copy, and that nobody will while the guard stands. After a no only the guard itself can prove it, by being marked
+    /// as passed: a claimer comes to a row once, so nobody had before.
     pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
-        let above = self.find_track(id).is_some_and(|track| row > track.cursor);
-        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;
+        let is_free = |turn: u32| turn == NOBODY || mutant!("held_turn_ignored");
+        let above = self.find_track(id).is_some_and(|track| row > track.cursor && is_free(track.turn));
+        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to && is_free(gap.turn);
         above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
     }
 

@@ -20,6 +20,8 @@ enum Phase {
     Look,
     /// The guard stands: is the row nobody's?
     Recheck,
+    /// The cursor does not say so: does the guard? What it said a step ago (read only by a mutant).
+    Passed(bool),
     Evidence,
     Append,
     /// A running attempt: the segment that gets the copy, and the lease.
@@ -43,12 +45,35 @@ impl World {
             return Op::Idle;
         }
         let generation = sealed[self.rng.below(sealed.len())];
-        let rows = self.segments.get(&generation).map_or(0, |segment| segment.rows.len());
-        let n = self.rng.below(rows);
-        let row = self.segments.get(&generation).and_then(|segment| segment.rows.get(n)).cloned();
+        let row = self.row_to_carry(generation);
         let Some(row) = row.filter(|row| self.committed(row.xmin)) else { return Op::Idle };
+        self.start_carry_of(sid, generation, row)
+    }
+
+    pub fn start_carry_of(&mut self, sid: usize, generation: i64, row: Row) -> Op {
         self.begin(sid);
         Op::Carry(Carry { row, generation, name: None, phase: Phase::Look })
+    }
+
+    /// Any; rather one that a scan is passing at this moment, for then the cursor says least, and of those one that is done already.
+    fn row_to_carry(&mut self, generation: i64) -> Option<Row> {
+        let rows = self.segments.get(&generation).map_or(0, |segment| segment.rows.len());
+        let mut best: Option<(u8, Row)> = None;
+        for _ in 0..16 {
+            let n = self.rng.below(rows);
+            let row = self.segments.get(&generation)?.rows.get(n)?;
+            let track = self.q.find_track(self.track_of(generation, row.lane));
+            let in_turn = track.is_some_and(|track| track.has_turn() && row.position > track.cursor);
+            let copy = (row.job, row.hop);
+            let rank = u8::from(in_turn) * (1 + u8::from(self.closed(copy) && !self.has_tombstone(generation, copy)));
+            if best.as_ref().is_none_or(|(other, _)| rank > *other) {
+                best = Some((rank, row.clone()));
+            }
+            if rank == 2 || self.rng.permille(300) {
+                break;
+            }
+        }
+        best.map(|(_, row)| row)
     }
 
     pub fn step_carry(&mut self, sid: usize, mut c: Carry) -> Op {
@@ -72,22 +97,20 @@ impl World {
             }
             Phase::Recheck => {
                 let id = self.track_of(c.generation, c.row.lane);
-                let will_reach = self.q.will_reach(id, c.row.position, c.row.xmin);
-                // In this order: whoever went past the guard said so before his cursor did.
-                let passed = c.name.and_then(|name| self.pool.named(name)).is_some_and(|guard| guard.passed);
-                let passed = passed && !crate::broken("passed_guard_forgotten");
-                if (!will_reach && !passed) || self.has_tombstone(c.generation, c.copy()) {
-                    if let Some(name) = c.name {
-                        self.pool.part(name.partition).free(name.slot);
-                        self.tx_mut(sid).notes.pop_back();
-                    }
-                    return Op::Idle;
+                if self.q.will_reach(id, c.row.position, c.row.xmin) {
+                    return self.carry_guarded(sid, c);
                 }
-                if let Some(segment) = self.segments.get_mut(&c.generation) {
-                    segment.tombstone_flag = true;
-                }
-                c.phase = Phase::Evidence;
+                c.phase = Phase::Passed(c.name.and_then(|name| self.pool.named(name)).is_some_and(|guard| guard.passed));
                 Op::Carry(c)
+            }
+            // Asked and freed under one lock: a scan that comes between would leave the row to a guard that is gone.
+            Phase::Passed(before) => {
+                let now = c.name.and_then(|name| self.pool.named(name)).is_some_and(|guard| guard.passed);
+                let passed = if crate::broken("guard_freed_after_a_look") { before } else { now };
+                if passed && !crate::broken("passed_guard_forgotten") {
+                    return self.carry_guarded(sid, c);
+                }
+                self.free_guard(sid, &c)
             }
             Phase::Evidence => {
                 let tombstone = !crate::broken("carry_forgets_tombstone");
@@ -110,6 +133,26 @@ impl World {
                 Op::Idle
             }
         }
+    }
+
+    /// The guard stands on a row that nobody has taken.
+    fn carry_guarded(&mut self, sid: usize, mut c: Carry) -> Op {
+        if self.has_tombstone(c.generation, c.copy()) {
+            return self.free_guard(sid, &c);
+        }
+        if let Some(segment) = self.segments.get_mut(&c.generation) {
+            segment.tombstone_flag = true;
+        }
+        c.phase = Phase::Evidence;
+        Op::Carry(c)
+    }
+
+    fn free_guard(&mut self, sid: usize, c: &Carry) -> Op {
+        if let Some(name) = c.name {
+            self.pool.part(name.partition).free(name.slot);
+            self.tx_mut(sid).notes.pop_back();
+        }
+        Op::Idle
     }
 
     fn has_tombstone(&self, generation: i64, copy: Copy_) -> bool {

@@ -57,8 +57,12 @@ enum Took {
 
 impl World {
     pub fn start_claim(&mut self, sid: usize) -> Op {
-        self.begin(sid);
         let want = if self.rng.permille(100) { 1_000 } else { 1 + self.rng.below(5) };
+        self.start_claim_of(sid, want)
+    }
+
+    pub fn start_claim_of(&mut self, sid: usize, want: usize) -> Op {
+        self.begin(sid);
         Op::Claim(Box::new(Claim { want, avoid: Vec::new(), avoid_gaps: Vec::new(), taken: Vec::new(), phase: Phase::Plan }))
     }
 

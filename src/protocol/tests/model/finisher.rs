@@ -5,7 +5,7 @@ use awa_protocol::lifecycle::Outcome;
 use awa_protocol::rebuild::Copy_;
 use awa_protocol::ring::SegmentState;
 
-use crate::world::{Note, Op, PARTITIONS, Status, Work, World};
+use crate::world::{Note, Op, PARTITIONS, Row, Status, Work, World};
 
 pub struct Finish {
     work: Work,
@@ -185,10 +185,14 @@ impl World {
         let Some((generation, segment)) = self.segments.iter().nth(n) else { return Op::Idle };
         let generation = *generation;
         let back = self.rng.below(segment.rows.len().min(12));
-        let Some(row) = segment.rows.iter().rev().nth(back) else { return Op::Idle };
+        let Some(row) = segment.rows.iter().rev().nth(back).cloned() else { return Op::Idle };
         if !self.committed(row.xmin) {
             return Op::Idle;
         }
+        self.start_cancel_of(sid, generation, &row)
+    }
+
+    pub fn start_cancel_of(&mut self, sid: usize, generation: i64, row: &Row) -> Op {
         let place = (row.lane, row.position.key, row.position.tid);
         let copy = (row.job, row.hop);
         self.begin(sid);

@@ -14,7 +14,7 @@
 //! | 7 | a producer sleeps between any two rows | gap_*, two_gap_turns, inserter_range_from_below_cursor, committed_rows_of_inserters_taken, gap_of_inserter_not_widened |
 //! | 8 | errors while registered, to a savepoint or to the top | deregister_wrong_one |
 //! | 9 | a running attempt is carried; its worker, cancels, heartbeats and scans come at any moment | finisher_does_not_wait_for_carrier, born_claimed_copy_offered, heartbeat_lost_in_carry, extension_lost_in_carry, cursor_from_born_claimed |
-//! | 10 | waiting jobs, holes and rows in gaps are carried; retries go into the open segment by ordinary registration | carry_keeps_old_key, carry_forgets_tombstone, guard_freed_before_commit, carry_of_passed_rows, register_below_horizon |
+//! | 10 | waiting jobs, holes and rows in gaps are carried, rather while a scan passes them (profile `passed`); retries go into the open segment by ordinary registration | carry_keeps_old_key, carry_forgets_tombstone, guard_freed_before_commit, guard_freed_after_a_look, carry_of_passed_rows, held_turn_ignored, register_below_horizon |
 //! | 12 | asynchronous claims lost by a crash; workers come back with old leases | lease_ignored, nonce_is_kept |
 //! | 13 | the worker has its rows before the claim commits; the claim aborts | claim_in_progress_ignored, aborted_claim_counts_as_settled |
 //! | 27 | failed and cancelled jobs are tried again and deleted, by several at once; rows of evidence in any order | superseding_evidence_lost, superseded_counts_as_claimed, redrive_without_second_look, redrive_without_lock, superseding_guard_becomes_a_hole |
@@ -39,6 +39,7 @@ mod crash;
 mod finisher;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod passed;
 mod producer;
 mod profile;
 mod redrive;

@@ -51,6 +51,7 @@ const PROTOCOL: &[(&str, u32)] = &[
     ("extension_lost_in_carry", 9),
     ("cursor_from_born_claimed", 9),
     ("carry_of_passed_rows", 10),
+    ("held_turn_ignored", 10),
 ];
 
 /// Rules of the callers, which the model plays.
@@ -74,6 +75,7 @@ const CALLERS: &[(&str, u32)] = &[
     ("carry_forgets_tombstone", 10),
     ("guard_freed_before_commit", 10),
     ("passed_guard_forgotten", 10),
+    ("guard_freed_after_a_look", 10),
 ];
 
 /// Schedules that a mutant may survive.

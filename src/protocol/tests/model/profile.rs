@@ -24,6 +24,8 @@ pub struct Profile {
     pub repeatable_read_permille: u32,
     /// Calls of `claim` run without interruption, by session 0 only, and always commit: order can be checked.
     pub ordered: bool,
+    /// Begins with `pass_and_carry`.
+    pub passes: bool,
 }
 
 pub const PRODUCE: usize = 0;
@@ -56,6 +58,7 @@ const MIXED: Profile = Profile {
     clock_jump: 100,
     repeatable_read_permille: 60,
     ordered: false,
+    passes: false,
 };
 
 /// Many unfinished transactions: gaps, promises, inserters and the ring run out of room.
@@ -151,6 +154,25 @@ const TRACKS: Profile = Profile {
     ..MIXED
 };
 
+/// Long scans; what they pass is cancelled, comes back, runs, ends and is carried before they are through.
+const PASSED: Profile = Profile {
+    name: "passed",
+    sessions: 6,
+    steps: 2_500,
+    pool: 100,
+    rows: 16,
+    priorities: 1,
+    scheduled_permille: 100,
+    weights: [25, 25, 40, 40, 2, 1, 1, 40, 25, 0, 30],
+    error_permille: 2,
+    crash: 5,
+    rebuild: 5,
+    rotate: 300,
+    prune: 200,
+    passes: true,
+    ..MIXED
+};
+
 const ORDERED: Profile = Profile {
     name: "ordered",
     sessions: 6,
@@ -174,6 +196,7 @@ pub fn of_seed(seed: u64) -> Profile {
         0 => CROWD,
         1 => SAVEPOINTS,
         2 => TRACKS,
+        3 => PASSED,
         n => [MIXED, CONTENTION, CRASHES, HOLES, ROTATIONS, ORDERED, MIXED][n as usize % 7],
     }
 }

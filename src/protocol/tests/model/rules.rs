@@ -71,6 +71,27 @@ fn a_visited_gap_does_not_come_back() {
     assert!(q.gaps().is_empty(), "{:?}", q.gaps());
 }
 
+/// A scan passes the guard of a cancel; that is rolled back, and the job, a hole now, is claimed and completed while the scan goes on:
+/// a carrier who finds the row above the cursor, with no entry and no tombstone, must not take it for nobody's.
+#[test]
+fn a_row_above_the_cursor_of_a_scan_that_runs_may_be_done() {
+    let mut q = frontier();
+    let row = Position::at(now_rows(&mut q, 2, 1), 1);
+    q.deregister(1);
+    assert!(q.will_reach(IMMEDIATE, row, 1));
+    let turn = q.begin_scan(IMMEDIATE, 0, 9).expect("a turn");
+    assert!(!q.will_reach(IMMEDIATE, row, 1));
+    q.finish_scan(&turn, 9, turn.from, row.key, &[]);
+    assert!(q.will_reach(IMMEDIATE, row, 1));
+    let turn = q.begin_scan(IMMEDIATE, 0, 9).expect("a turn");
+    q.finish_scan(&turn, 9, row, NO_KEY, &[GapFound { xid: 1, from: row, to: row }]);
+    assert!(q.will_reach(IMMEDIATE, row, 1));
+    let visit = q.begin_gap(IMMEDIATE, 1, 9).expect("a gap");
+    assert!(!q.will_reach(IMMEDIATE, row, 1));
+    q.finish_gap(&visit, 9, visit.to);
+    assert!(!q.will_reach(IMMEDIATE, row, 1));
+}
+
 /// After a rebuild an aborted row lies above the last committed key: the track must come to an end all the same.
 #[test]
 fn rows_above_the_restored_last_key_are_passed() {

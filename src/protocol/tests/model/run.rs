@@ -120,6 +120,9 @@ pub fn run(seed: u64, profile: Profile, trace: &mut Option<Vec<String>>) -> Stat
     let mut world = World::new(seed, profile);
     world.trace = trace.take();
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        if profile.passes {
+            world.pass_and_carry();
+        }
         for _ in 0..profile.steps {
             world.step();
         }
