@@ -11,6 +11,7 @@ use crate::Target;
 use crate::counters::{self, Counters};
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
+use crate::scenarios::able;
 use crate::systems::{Ability, Claimed, Helper, Session, connect};
 
 /// Records that would have been written without the load.
@@ -53,7 +54,7 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
     if !inspect {
         eprintln!("pg_walinspect is not installed: no record counts, page images are not told apart");
     }
-    for &name in &target.systems {
+    for name in able(target, &[Ability::SqlSession], "wal-per-job", "each verb", recorder)? {
         for &batch in &args.batches {
             let system = target.system(name);
             let queue = format!("wal_{}_{batch}", std::process::id());
