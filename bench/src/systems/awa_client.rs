@@ -72,7 +72,7 @@ impl System for AwaClient {
         match ability {
             Ability::OneCallCycle => Some("no call that completes and claims"),
             Ability::ClaimSize | Ability::SqlSession => Some("its runtime claims by itself"),
-            Ability::Schedule => None,
+            Ability::Schedule | Ability::OpenClaims => None,
         }
     }
 

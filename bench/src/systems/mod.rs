@@ -123,6 +123,8 @@ pub enum Ability {
     ClaimSize,
     /// Jobs that become due later
     Schedule,
+    /// A session may claim again before it has completed what it claimed first
+    OpenClaims,
     /// All verbs are statements of one session, so that what they cost can be told apart
     SqlSession,
 }
