@@ -19,7 +19,11 @@ fn name(server: Server) -> String {
 pub fn up(layout: &Layout, tree: &Tree, foreground: bool) -> Result<()> {
     let mut cluster = match Cluster::existing(layout, tree, &name(tree.server))? {
         Some(cluster) => cluster,
-        None => Cluster::create(layout, tree, &Options::new(&name(tree.server)).fsync(true).preload(tree.has_library()))?,
+        None => Cluster::create(
+            layout,
+            tree,
+            &Options::new(&name(tree.server)).set("awa.maintenance", "on").fsync(true).preload(tree.has_library()),
+        )?,
     };
     if !cluster.is_running() {
         if foreground { cluster.start()? } else { cluster.start_detached()? }

@@ -60,11 +60,11 @@ SELECT nspname AS open_to_all
   FROM pg_namespace
  WHERE nspname IN ('awa', 'awa_segments') AND has_schema_privilege('public', oid, 'USAGE, CREATE');
 
--- Every fixed table and sequence is dumped with its rows, all of them.
+-- Every fixed table and sequence is dumped with its rows, all of them; but not the mark that a restore is under way.
 SELECT c.oid::regclass AS not_dumped
   FROM pg_class AS c
   JOIN member ON classid = 'pg_class'::regclass AND objid = c.oid
- WHERE c.relkind IN ('r', 'S')
+ WHERE c.relkind IN ('r', 'S') AND c.oid <> 'awa.restoring'::regclass
    AND NOT c.oid = ANY ((SELECT extconfig FROM pg_extension WHERE extname = 'awa_queue')::oid[]);
 SELECT DISTINCT condition AS dumped_in_part
   FROM pg_extension, unnest(extcondition) AS condition

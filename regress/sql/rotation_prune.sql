@@ -6,7 +6,7 @@ CREATE EXTENSION awa_queue;
 RESET client_min_messages;
 SET awa.prune_grace = 0;
 SELECT outcome, generation, slot, detail FROM awa.prune();
-SELECT awa.create_queue('ring', backoff => '0', backoff_max => '0');
+SELECT awa.create_queue('ring', backoff => '0', backoff_max => '0', cancelled_retention => '0');
 SELECT outcome, generation, slot, detail FROM awa.prune();
 SELECT generation, slot, state FROM awa.stat_segments ORDER BY generation;
 
@@ -120,6 +120,57 @@ SELECT * FROM awa.verify();
 SELECT outcome FROM awa.prune();
 SELECT state FROM awa.stat_segments ORDER BY generation;
 SELECT * FROM awa.verify();
+
+-- As the maintainer does it: nothing is due in a young and small segment. A tick that has nothing to do takes no transaction id.
+BEGIN;
+SELECT task, outcome FROM unnest(ARRAY['rotate', 'prune']) AS task, awa.run_maintenance(task) AS m;
+SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid;
+COMMIT;
+-- Two that are drained and one before them that is not: the younger ones go first, and what memory knows of each is shown.
+SELECT awa.enqueue('ring', 'k', '"stays"') AS stays \gset
+SELECT outcome FROM awa.rotate();
+SELECT awa.enqueue('ring', 'k', '"ends"', priority => 1) > 0 AS enqueued;
+SELECT awa.complete(job_id, run_lease) FROM awa.claim('ring');
+SELECT outcome FROM awa.rotate();
+SELECT awa.enqueue('ring', 'k', '"ends too"', priority => 1) > 0 AS enqueued;
+SELECT awa.complete(job_id, run_lease) FROM awa.claim('ring');
+SELECT outcome FROM awa.rotate();
+SELECT state, running, given_back, passed_by, waiting_queues, drained, holder_pids, held_by FROM awa.stat_segments ORDER BY generation;
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+SELECT state, drained FROM awa.stat_segments ORDER BY generation;
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+BEGIN;
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+SELECT pg_current_xact_id_if_assigned() IS NULL AS no_xid;
+COMMIT;
+SELECT awa.cancel(:stays);
+-- A cancelled row may still lie before the scans of its queue: nobody waits for one that is not there.
+DO $$ BEGIN FOR n IN 1..6 LOOP PERFORM awa.run_maintenance('prune'); COMMIT; END LOOP; END $$;
+SELECT state, drained FROM awa.stat_segments ORDER BY generation;
+SELECT * FROM awa.verify();
+
+-- Tables ahead of time.
+SELECT count(*) AS slots FROM pg_class WHERE relnamespace = 'awa_segments'::regnamespace AND relname LIKE 'ready\_entries\__' AND relkind = 'r' \gset
+SELECT awa.add_segments(2) - :slots AS added;
+\set VERBOSITY sqlstate
+SELECT awa.add_segments(0);
+SELECT awa.add_segments(65);
+SELECT awa.add_segments(64);
+\set VERBOSITY default
+-- Not under an old snapshot, which might show an old ring.
+\set VERBOSITY sqlstate
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT awa.rotate();
+ROLLBACK;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT awa.prune();
+ROLLBACK;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT awa.run_maintenance('rotate');
+ROLLBACK;
+\set VERBOSITY default
 
 -- A full ring goes on with its open segment, and says so.
 DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM awa.enqueue('ring', 'k', to_jsonb(n)); COMMIT; PERFORM awa.rotate(); COMMIT; END LOOP; END $$;

@@ -1,6 +1,7 @@
 //! Thin SQL functions by audience: decode arguments, call one verb, encode the result. The file is the privilege boundary.
 
 pub mod admin;
+pub mod diagnose;
 pub mod inspect;
 pub mod maintenance;
 pub mod producer;

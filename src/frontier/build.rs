@@ -15,17 +15,17 @@ use awa_protocol::queue::{Counts, Existence, GapFound};
 use awa_protocol::rebuild::{Fate, OpenClaim, ReadyRow, SegmentFold};
 use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
-use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::{Datum, Oid};
 
 use super::shared::{STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY};
 use super::{Frontier, PARTITIONS, Reserve, SegmentInfo, notes};
 use crate::error::{Error, Result, out_of_memory, reserve};
-use crate::pg::rel::{Lock, Rel};
+use crate::pg::rel::{self, Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
 use crate::settings;
 use crate::store::evidence::{self, ClaimTerms, Reader};
-use crate::store::{instance, ledger, queues, ready, segments};
+use crate::store::{deferred, finished, instance, ledger, queues, ready, segments};
 
 thread_local! {
     /// The build that this session has begun and not ended.
@@ -35,10 +35,13 @@ thread_local! {
 
 /// Builds the frontier unless it is there; gives the state word of a ready frontier.
 pub fn ensure(frontier: &Frontier) -> Result<u64> {
+    let mut lock = None;
     loop {
         let word = frontier.state().load(Ordering::Acquire);
         match word & ((1 << STATE_BITS) - 1) {
             STATE_READY => return Ok(word),
+            // The lock first: who voids the frontier must not meet a build that has begun and cannot be seen to end.
+            STATE_EMPTY if lock.is_none() => lock = Some(Rel::open(builders_lock()?, Lock::AccessShare)?),
             STATE_EMPTY => {
                 let epoch = word >> STATE_BITS;
                 let building = (epoch << STATE_BITS) | STATE_BUILDING;
@@ -53,6 +56,28 @@ pub fn ensure(frontier: &Frontier) -> Result<u64> {
             _ => wait_for_builder(frontier),
         }
     }
+}
+
+/// Whoever builds holds AccessShare on this table to the end of the transaction; whoever voids the frontier, AccessExclusive.
+pub fn builders_lock() -> Result<Oid> {
+    rel::relation_oid("awa", "restoring").ok_or_else(|| {
+        Error::new(Code::ERRCODE_UNDEFINED_TABLE, "relation \"awa.restoring\" does not exist")
+            .hint("Run CREATE EXTENSION awa_queue in this database.")
+    })
+}
+
+/// Transaction callback: what memory says is void; the next verb builds it anew. The caller's locks have kept everybody out.
+pub fn void(frontier: &Frontier) {
+    let word = frontier.state().load(Ordering::Acquire);
+    let epoch = (word >> STATE_BITS) + 1;
+    frontier.state().store((epoch << STATE_BITS) | STATE_EMPTY, Ordering::Release);
+    for place in 0..frontier.queue_slots() {
+        frontier.work_sleeper(place).broadcast();
+    }
+}
+
+pub fn is_ready(word: u64) -> bool {
+    word & ((1 << STATE_BITS) - 1) == STATE_READY
 }
 
 fn publish(frontier: &Frontier, epoch: u64) -> u64 {
@@ -90,6 +115,7 @@ pub fn on_abort() {
 pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     let word = frontier.state().load(Ordering::Acquire);
     let epoch = word >> STATE_BITS;
+    let _lock = Rel::open(builders_lock()?, Lock::AccessShare)?;
     BUILDING.set(Some(*frontier));
     frontier.state().store((epoch << STATE_BITS) | STATE_BUILDING, Ordering::Release);
     build(frontier)?;
@@ -123,6 +149,16 @@ fn build(frontier: &Frontier) -> Result<()> {
     frontier.set_ring(&infos, ring.open().map_or(0, |segment| segment.generation));
     for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
         restore_segment(frontier, info, &places)?;
+    }
+    for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            notes::add_counts(&mut frontier.queue(*place).counts, &counts);
+        }
+    }
+    for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
+        if let Some(place) = places.get(&queue_id) {
+            frontier.queue(*place).counts.scheduled += waiting;
+        }
     }
     Ok(())
 }
@@ -164,6 +200,10 @@ impl Reader for Evidence {
             heartbeat_timeout: terms.heartbeat_timeout,
         };
         self.fold.claim(job_id, hop, claim);
+    }
+
+    fn completed(&mut self, job_id: i64, hop: i32, _at: i64) -> Result<()> {
+        if self.fold.completed(job_id, hop) { Ok(()) } else { Err(out_of_memory()) }
     }
 
     fn closure(
@@ -230,9 +270,8 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
                 count.running += 1;
                 restore_entry(frontier, info, place, &seen, State::Claimed, Some(&claim), now)?;
             }
-            Fate::Closed(Outcome::Completed) => count.completed += 1,
-            Fate::Closed(Outcome::Failed) => count.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => count.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(count, outcome, 1),
             Fate::Closed(_) => {}
         }
     }
@@ -406,11 +445,13 @@ fn restore_entry(
     now: i64,
 ) -> Result<EntryRef> {
     let heartbeat_timeout = claim.map_or(0, |claim| claim.heartbeat_timeout);
-    // Its worker could not report while the server was down: a fresh grace for the heartbeat, and the deadline not before its end.
-    let deadline = match claim.map_or(0, |claim| claim.deadline) {
-        0 => 0,
-        claimed => claimed.max(now.saturating_add(heartbeat_timeout)),
-    };
+    // Its worker could not report while the server was down, and an extended deadline is lost: a fresh grace for the heartbeat, and the
+    // deadline not before its end. Without heartbeats the grace is what the claim had allowed.
+    let deadline = claim.filter(|claim| claim.deadline != 0).map_or(0, |claim| {
+        let allowed = claim.deadline.saturating_sub(claim.claimed_at).max(0);
+        let grace = if heartbeat_timeout > 0 { heartbeat_timeout } else { allowed };
+        claim.deadline.max(now.saturating_add(grace))
+    });
     let entry = Entry {
         job_id: row.job_id,
         hop: row.hop,

@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::pg::shmem::{self, Attached, Carver, CondVar, CondVars, Layout, LwCells, LwSlices, WaitEvent};
 use crate::pg::{call::Call, rel, xact};
 use crate::settings;
+pub use shared::{Asked, Prepared, PreparedCell, Reserve, SegmentInfo, Shared};
 use shared::{OPERATOR_PLACES, SHARED, give_back, take_up_to};
-pub use shared::{Prepared, PreparedCell, Reserve, SegmentInfo, Shared};
 
 /// Partitions of the in-flight pool of one database.
 pub const PARTITIONS: usize = 32;
@@ -114,6 +114,17 @@ impl Frontier {
         Self::attach_slowly()
     }
 
+    /// The frontier if it is there, without building it. For a look that reads no table.
+    pub fn attach_if_built() -> Result<Option<Self>> {
+        let shared = shared()?;
+        xact::refuse_recovery("the working state of the queue")?;
+        let ledger = ledger_oid()?;
+        let Some(database) = shared.find_database(ledger) else { return Ok(None) };
+        let mut frontier = Self { shared, database, word: 0, ledger };
+        frontier.word = frontier.state().load(Ordering::Acquire);
+        Ok(build::is_ready(frontier.word).then_some(frontier))
+    }
+
     /// Attaches and runs a verb. If the frontier was rebuilt under its hands, before this transaction had done anything, it runs again.
     pub fn with<R>(call: &Call, mut verb: impl FnMut(&Self) -> Result<R>) -> Result<R> {
         loop {
@@ -143,14 +154,20 @@ impl Frontier {
     }
 
     fn attach_slowly() -> Result<Self> {
+        let mut frontier = Self::as_it_is()?;
+        frontier.word = build::ensure(&frontier)?;
+        Ok(frontier)
+    }
+
+    /// Attaches to whatever is there, built or not. For those who void it; others want `attach`.
+    pub fn as_it_is() -> Result<Self> {
         let shared = shared()?;
         notes::register_callbacks();
         xact::refuse_recovery("the working state of the queue")?;
         let ledger = ledger_oid()?;
         let database = shared.database_slot(ledger)?;
-        let mut frontier = Self { shared, database, word: 0, ledger };
-        frontier.word = build::ensure(&frontier)?;
-        Ok(frontier)
+        let frontier = Self { shared, database, word: 0, ledger };
+        Ok(Self { word: frontier.state().load(Ordering::Acquire), ..frontier })
     }
 
     fn state(&self) -> &'static AtomicU64 {
@@ -324,6 +341,21 @@ impl Frontier {
     pub fn is_open(&self, generation: i64) -> bool {
         let open = self.open_generation();
         open == generation || (open == 0 && notes::opened_here().is_some_and(|segment| segment.generation == generation))
+    }
+
+    /// The open segment should be sealed soon: the next look of the maintainer does it.
+    pub fn ask_for_rotation(&self, generation: i64, why: Asked) {
+        if generation == self.open_generation() {
+            let word = ((generation as u64) << 1) | why as u64;
+            self.shared.rotation_asked[self.database].store(word, Ordering::Release);
+        }
+    }
+
+    /// Does a session wait for the open segment to be sealed?
+    pub fn rotation_asked_for(&self) -> Option<Asked> {
+        let word = self.shared.rotation_asked[self.database].load(Ordering::Acquire);
+        let why = if word & 1 == 0 { Asked::GapsFull } else { Asked::ClockBehind };
+        (word != 0 && (word >> 1) as i64 == self.open_generation()).then_some(why)
     }
 
     /// Replaces the ring. `open`: generation that receives new rows, 0 for none.

@@ -17,6 +17,8 @@ pub struct Shared {
     pub(super) state: &'static [AtomicU64],
     pub(super) open_generation: &'static [AtomicU64],
     pub(super) ring_version: &'static [AtomicU64],
+    /// Generation of the open segment in which somebody cannot go on, and why: void as soon as another is open.
+    pub(super) rotation_asked: &'static [AtomicU64],
     pub(super) next_lease: &'static [AtomicU64],
     pub(super) in_flight: &'static [AtomicU32],
     /// The same by queue.
@@ -112,6 +114,7 @@ impl Layout for Shared {
             state: carver.atomics_u64(databases),
             open_generation: carver.atomics_u64(databases),
             ring_version: carver.atomics_u64(databases),
+            rotation_asked: carver.atomics_u64(databases),
             next_lease: carver.atomics_u64(databases),
             in_flight: carver.atomics_u32(databases),
             held: carver.atomics_u32(databases * queues_each),
@@ -136,6 +139,24 @@ impl Layout for Shared {
 
     fn place() -> &'static Attached<Self> {
         &SHARED
+    }
+}
+
+/// Why a session needs another segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A queue cannot note another unfinished transaction: its scans stand still there.
+    GapsFull = 0,
+    /// The clock was set back: keys of new jobs are ahead of it.
+    ClockBehind = 1,
+}
+
+impl Asked {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GapsFull => "a queue has passed by as many unfinished transactions as it can note",
+            Self::ClockBehind => "the clock was set back",
+        }
     }
 }
 
@@ -177,6 +198,12 @@ impl Shared {
 
     pub(super) fn builds_sleeper(&self, database: usize) -> CondVar {
         self.builds.at(database)
+    }
+
+    /// The place of this incarnation, if it has one.
+    pub(super) fn find_database(&self, ledger: Oid) -> Option<usize> {
+        let mine = (u64::from(xact::database_oid()) << 32) | u64::from(ledger.to_u32());
+        self.identity.iter().position(|identity| identity.load(Ordering::Acquire) == mine)
     }
 
     pub(super) fn database_slot(&'static self, ledger: Oid) -> Result<usize> {

@@ -9,17 +9,21 @@ use std::collections::HashMap;
 use awa_protocol::attempt::{Entry, EntryRef, Exit, InsertRefusal, State, decide_exit};
 use awa_protocol::lane::Lane;
 use awa_protocol::lifecycle::Outcome;
+use awa_protocol::rebuild::Fate;
 use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, Reserve, SegmentInfo, build, notes};
+use crate::ops::deferred;
 use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
+use crate::ops::handle;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RowState, is_own};
-use crate::pg::xact;
+use crate::pg::{sql, xact};
 use crate::store::evidence::{self, Closure};
+use crate::store::finished::{self, Shelf};
 use crate::store::{errors, ready};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +57,15 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
         };
         match decide_exit(&entry, None, Outcome::Cancelled, is_own, exits::is_unsettled) {
             Exit::Stale => xact::check_for_interrupts(),
+            // What is being carried can be ended when it has arrived.
+            Exit::Conflict(Outcome::Moved) => return Err(carried_here(job_id)),
             // This transaction has put the job back (retry, snooze): the copy that waits is the one to cancel.
             Exit::Conflict(outcome) if !outcome.is_terminal() => {
                 if let Some(answer) = cancel_waiting(frontier, job_id, reason)? {
                     return Ok(answer);
                 }
             }
+            Exit::Conflict(Outcome::Removed) => return Ok(Cancelled::NotFound),
             Exit::Already | Exit::Conflict(_) => return Ok(Cancelled::AlreadyFinished),
             Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
             Exit::ClaimUncommitted(_) if waits < CLAIM_COMMIT_WAITS => {
@@ -75,7 +82,12 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
     }
 }
 
-fn entry_of(frontier: &Frontier, job_id: i64) -> Option<(EntryRef, Entry)> {
+fn carried_here(job_id: i64) -> Error {
+    Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, format!("job {job_id} is being carried by this transaction"))
+        .hint("Commit first, then cancel it.")
+}
+
+pub fn entry_of(frontier: &Frontier, job_id: i64) -> Option<(EntryRef, Entry)> {
     let partition = frontier.partition_of(job_id);
     frontier.with_partition(partition, |entries| {
         let newest = |entry: &Entry| entries.find(job_id, |other| other.hop > entry.hop).is_none();
@@ -115,7 +127,14 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
     }
     let lane = Lane::from_number(seen.lane);
     let note = if was_hole {
-        notes::Note::Guard { entry: name, queue: seen.queue, queue_id: lane.queue_id, sub: lane.sub, was_hole: true }
+        notes::Note::Guard {
+            entry: name,
+            queue: seen.queue,
+            queue_id: lane.queue_id,
+            sub: lane.sub,
+            was_hole: true,
+            outcome: Outcome::Cancelled,
+        }
     } else {
         notes::Note::Closing { entry: name, queue: seen.queue, queue_id: lane.queue_id, outcome: Outcome::Cancelled }
     };
@@ -150,18 +169,22 @@ fn close(
     evidence::append_closures(segment, &[closure])
 }
 
-struct Found {
-    segment: SegmentInfo,
-    head: ready::Head,
-    errors: Option<Datum>,
+pub struct Found {
+    pub segment: SegmentInfo,
+    pub head: ready::Head,
+    pub errors: Option<Datum>,
 }
 
 /// The newest copy of a job that nobody has claimed. `None`: somebody took it meanwhile; look again.
 fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result<Option<Cancelled>> {
-    let Some(found) = find_newest(frontier, job_id)? else { return Ok(Some(Cancelled::NotFound)) };
+    // A job that waits outside the ring comes in first, so that its end is on record like any other's.
+    if deferred::bring_back(frontier, job_id)? {
+        return Ok(None);
+    }
+    let Some(found) = find_newest(frontier, job_id)? else { return outside_the_ring(frontier, job_id) };
     let head = found.head;
     let lane = Lane::from_number(head.lane);
-    let Some(place) = place_of(frontier, lane.queue_id) else {
+    let Some(place) = handle::place_of(frontier, lane.queue_id) else {
         frontier.check_current()?;
         return Ok(Some(Cancelled::NotFound));
     };
@@ -202,19 +225,30 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         }
     };
     notes::use_promised();
-    notes::push(notes::Note::Guard { entry: name, queue: place, queue_id: lane.queue_id, sub: lane.sub, was_hole: false });
+    notes::push(notes::Note::Guard {
+        entry: name,
+        queue: place,
+        queue_id: lane.queue_id,
+        sub: lane.sub,
+        was_hole: false,
+        outcome: Outcome::Cancelled,
+    });
     // The guard stands: whatever had happened to this copy before is in the evidence by now.
     let ready = ready::open_for_write(&found.segment)?;
     frontier.check_current()?;
     let closed = build::read_evidence(&found.segment, true)?.fold;
     let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
-    if !newest || closed.fate(job_id, head.hop) != awa_protocol::rebuild::Fate::Ready {
+    if !newest || closed.fate(job_id, head.hop) != Fate::Ready {
         frontier.with_partition(partition, |entries| entries.free(name.slot));
         frontier.return_entries(place, 1);
         notes::retract_last();
-        let finished =
-            matches!(closed.fate(job_id, head.hop), awa_protocol::rebuild::Fate::Closed(outcome) if outcome.is_terminal());
-        return Ok(if finished { Some(Cancelled::AlreadyFinished) } else { None });
+        return match closed.fate(job_id, head.hop) {
+            Fate::Closed(Outcome::Removed) => Ok(Some(Cancelled::NotFound)),
+            Fate::Closed(outcome) if outcome.is_terminal() => Ok(Some(Cancelled::AlreadyFinished)),
+            // Its next copy was appended by the transaction that closed this one, and is not in the ring any more.
+            Fate::Closed(_) if newest => outside_the_ring(frontier, job_id),
+            Fate::Closed(_) | Fate::Open(_) | Fate::Ready => Ok(None),
+        };
     }
     drop(ready);
     let errors = history(frontier, found.errors, i32::from(head.attempt), reason)?;
@@ -222,24 +256,27 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     Ok(Some(Cancelled::Done))
 }
 
-fn pool_is_full() -> Error {
+pub fn pool_is_full() -> Error {
     Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "no place is left for another job in flight")
         .hint("Finish running jobs, or raise awa.max_in_flight and restart the server.")
 }
 
-fn place_of(frontier: &Frontier, queue_id: i32) -> Option<u16> {
-    (0..frontier.queue_slots()).find(|place| {
-        let queue = frontier.queue(*place);
-        queue.queue_id == queue_id && queue.existence != awa_protocol::queue::Existence::Free
-    })
+/// A job of which the ring knows nothing, or only former copies. `None`: it waits outside, since a moment ago; look again.
+fn outside_the_ring(frontier: &Frontier, job_id: i64) -> Result<Option<Cancelled>> {
+    for shelf in Shelf::ALL {
+        if sql::as_owner(frontier.ledger, || finished::standing(shelf, job_id))?.is_some() {
+            return Ok(Some(Cancelled::AlreadyFinished));
+        }
+    }
+    Ok(if deferred::waits_outside(frontier, job_id)? { None } else { Some(Cancelled::NotFound) })
 }
 
 /// Reads every live segment, the newest first: copies of a job only move forward.
-fn find_newest(frontier: &Frontier, job_id: i64) -> Result<Option<Found>> {
+pub fn find_newest(frontier: &Frontier, job_id: i64) -> Result<Option<Found>> {
     let segments: Vec<SegmentInfo> = frontier.live_segments();
     let mut best: HashMap<i64, Found> = HashMap::new();
     for info in segments.into_iter().rev().filter(|info| info.state != SegmentState::PruneStarted) {
-        let rel = Rel::open(info.ready, Lock::AccessShare)?;
+        let Some(rel) = open_to_read(frontier, &info)? else { continue };
         let mut scan = HeapScan::begin(&rel);
         while let Some(row) = scan.next() {
             if row.i64(ready::JOB_ID) != Some(job_id) || !matches!(row.state(), RowState::Committed | RowState::Own(_)) {
@@ -255,4 +292,11 @@ fn find_newest(frontier: &Frontier, job_id: i64) -> Result<Option<Found>> {
         }
     }
     Ok(best.remove(&job_id))
+}
+
+/// Locks a segment for reading. `None`: its prune has begun meanwhile, so what it holds is finished and not to be read.
+pub fn open_to_read(frontier: &Frontier, info: &SegmentInfo) -> Result<Option<Rel>> {
+    let rel = Rel::open(info.ready, Lock::AccessShare)?;
+    let now = frontier.segment(info.generation).or_else(|| notes::opened_here().filter(|own| own.generation == info.generation));
+    Ok(now.filter(|now| now.state != SegmentState::PruneStarted).map(|_| rel))
 }

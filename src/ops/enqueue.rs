@@ -13,7 +13,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result, reserve};
-use crate::frontier::{Frontier, notes};
+use crate::frontier::{Asked, Frontier, notes};
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
 use crate::pg::{sql, xact};
@@ -121,6 +121,9 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
     }
 }
 
+/// Keys of immediate jobs further ahead of the clock than this: it was set back.
+const CLOCK_STEP: i64 = 5_000_000;
+
 enum Registration {
     Done,
     /// The segment was sealed between reading the ring and locking the table: take the new one.
@@ -146,8 +149,15 @@ fn register(
             notes::set_registered(None);
             return Ok(Registration::SegmentMoved);
         } else {
-            match held.register(track, wanted, xact::now(), xact::my_proc(), xid, keys) {
-                Ok(()) => return Ok(Registration::Done),
+            let now = xact::now();
+            match held.register(track, wanted, now, xact::my_proc(), xid, keys) {
+                Ok(()) => {
+                    let ahead = keys.first().is_some_and(|key| key.saturating_sub(now) > CLOCK_STEP);
+                    if ahead && track.sub == SubLane::Immediate {
+                        frontier.ask_for_rotation(track.generation, Asked::ClockBehind);
+                    }
+                    return Ok(Registration::Done);
+                }
                 Err(refusal) => Some(refusal),
             }
         }

@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use awa_protocol::attempt::{Entry, EntryRef, Exit, State, decide_exit};
 use awa_protocol::backoff;
 use awa_protocol::lane::{Lane, SubLane};
-use awa_protocol::lifecycle::{FailureVerdict, Outcome, after_failure};
+use awa_protocol::lifecycle::{Outcome, after_failure};
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, SegmentInfo, notes};
-use crate::ops::enqueue;
-use crate::ops::handle::Queue;
+use crate::ops::handle;
 use crate::ops::taking::is_row_of;
+use crate::ops::{dlq, enqueue};
 use crate::pg::rel::Rel;
 use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, has_ended, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
@@ -220,10 +220,7 @@ fn append_next(frontier: &Frontier, entry: &Entry, segment: &SegmentInfo, ready:
             args: row.copy_datum(ready::ARGS).unwrap_or_else(|| Datum::from(0)),
         }
     })?;
-    let queue = {
-        let held = frontier.queue(entry.queue);
-        Queue::at(entry.queue, &held)
-    };
+    let queue = handle::of_job(frontier, entry.queue, lane.queue_id)?;
     enqueue::append(frontier, queue, lane.priority, SubLane::Scheduled, vec![new])
 }
 
@@ -245,40 +242,63 @@ pub fn fail(frontier: &Frontier, job_id: i64, lease: i64, failure: &Failure) -> 
         frontier.check_current()?;
         return Ok(Answer::Stale);
     };
-    let verdict = after_failure(i32::from(seen.attempt), i32::from(seen.max_attempts), failure.is_final);
-    let outcome = match verdict {
-        FailureVerdict::Retry => Outcome::Retry,
-        FailureVerdict::Failed => Outcome::Failed,
-    };
+    let outcome = failure_outcome(&seen, failure.is_final);
     let entry = match begin(frontier, job_id, lease, outcome, &mut { CLAIM_COMMIT_WAITS })? {
         Ok((_, entry)) => entry,
         Err(answer) => return Ok(answer),
     };
+    let outcome = conclude_failure(frontier, &entry, outcome, failure.error.as_deref(), failure.retry_after)?;
+    Ok(Answer::Done(outcome))
+}
+
+pub fn failure_outcome(entry: &Entry, is_final: bool) -> Outcome {
+    after_failure(i32::from(entry.attempt), i32::from(entry.max_attempts), is_final).outcome()
+}
+
+/// The evidence of an attempt that failed and that this transaction has marked as closing, whoever found it failed: a worker, or rescue.
+pub fn conclude_failure(
+    frontier: &Frontier,
+    entry: &Entry,
+    outcome: Outcome,
+    error: Option<&[u8]>,
+    retry_after: Option<i64>,
+) -> Result<Outcome> {
     let (segment, ready) = segment_of(frontier, entry.generation)?;
     let now = xact::now();
-    let before = with_row(&segment, &ready, &entry, |row| row.copy_datum(ready::ERRORS))?;
-    let history = errors::append(frontier, before, i32::from(entry.attempt), now, failure.error.as_deref())?;
+    let before = with_row(&segment, &ready, entry, |row| row.copy_datum(ready::ERRORS))?;
+    let history = errors::append(frontier, before, i32::from(entry.attempt), now, error)?;
+    // Whether the job is kept as a dead letter is asked of the queue here, for every way to fail; the entry and its mark say "failed".
+    let dead_letter = outcome == Outcome::Failed && dlq::wanted(frontier, entry);
+    let outcome = if dead_letter { Outcome::DeadLettered } else { outcome };
+    if dead_letter {
+        notes::amend_last_closing(outcome);
+    }
     let closure = Closure {
         closed_at: now,
-        job_id,
+        job_id: entry.job_id,
         hop: entry.hop,
         tombstone: None,
         outcome,
-        errors: (verdict == FailureVerdict::Failed).then_some(history),
+        errors: (outcome == Outcome::Failed).then_some(history),
     };
     evidence::append_closures(&segment, &[closure])?;
-    if verdict == FailureVerdict::Retry {
-        let delay = match failure.retry_after {
-            Some(delay) => delay,
-            None => {
-                let settings = frontier.queue(entry.queue).settings;
-                backoff::delay(settings.backoff, settings.backoff_max, entry.attempt.max(1) as u32, xact::random_u64()?)
-            }
-        };
-        let next = NextCopy { attempt: entry.attempt, run_at: now.saturating_add(delay), errors: Some(history) };
-        append_next(frontier, &entry, &segment, &ready, next)?;
+    if dead_letter {
+        dlq::add(frontier, entry, &segment, &ready, now, history)?;
     }
-    Ok(Answer::Done(outcome))
+    if outcome.is_terminal() {
+        // The job is finished: nothing more to append.
+        return Ok(outcome);
+    }
+    let delay = match retry_after {
+        Some(delay) => delay,
+        None => {
+            let settings = frontier.queue(entry.queue).settings;
+            backoff::delay(settings.backoff, settings.backoff_max, entry.attempt.max(1) as u32, xact::random_u64()?)
+        }
+    };
+    let next = NextCopy { attempt: entry.attempt, run_at: now.saturating_add(delay), errors: Some(history) };
+    append_next(frontier, entry, &segment, &ready, next)?;
+    Ok(outcome)
 }
 
 /// Ends the attempt without using it up: the job runs again after `delay`.
@@ -314,7 +334,7 @@ pub fn extend(frontier: &Frontier, job_id: i64, lease: i64, by: i64) -> Result<O
 
 fn touch<R>(frontier: &Frontier, job_id: i64, lease: i64, body: impl FnOnce(&mut Entry) -> R) -> Result<Option<R>> {
     let touched = frontier.with_partition(frontier.partition_of(job_id), |entries| {
-        let slot = entries.find(job_id, |entry| entry.state == State::Claimed && entry.lease == lease && entry.close_xid == 0)?;
+        let slot = entries.find(job_id, |entry| entry.is_alive(lease))?;
         entries.get_mut(slot).map(body)
     });
     // While the frontier is built, nothing is there.

@@ -59,6 +59,26 @@ pub fn resolve(frontier: &Frontier, name: &[u8]) -> Result<Queue> {
     Ok(found)
 }
 
+/// The place of a queue by its number, whoever may see it.
+pub fn place_of(frontier: &Frontier, queue_id: i32) -> Option<u16> {
+    (0..frontier.queue_slots()).find(|place| {
+        let queue = frontier.queue(*place);
+        queue.queue_id == queue_id && queue.existence != Existence::Free
+    })
+}
+
+/// The queue of a row that names it by number.
+pub fn by_id(frontier: &Frontier, queue_id: i32) -> Result<Queue> {
+    match place_of(frontier, queue_id) {
+        Some(place) => Ok(Queue::at(place, &frontier.queue(place))),
+        None => {
+            frontier.check_current()?;
+            Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue of the job has been dropped")
+                .hint("Name another queue; see awa.queues."))
+        }
+    }
+}
+
 fn search(frontier: &Frontier, name: &[u8]) -> Option<Queue> {
     (0..frontier.queue_slots()).find_map(|place| {
         let queue = frontier.queue(place);
@@ -73,6 +93,21 @@ pub fn is_visible(place: u16, queue: &QueueFrontier) -> bool {
         Existence::Live | Existence::Dropping => true,
         Existence::Creating => notes::created_here(place),
         Existence::Free => false,
+    }
+}
+
+/// The queue of a job that was found in the frontier. Its place may have been given to another queue while this call waited for a lock.
+pub fn of_job(frontier: &Frontier, place: u16, queue_id: i32) -> Result<Queue> {
+    let queue = {
+        let held = frontier.queue(place);
+        (held.queue_id == queue_id).then(|| Queue::at(place, &held))
+    };
+    match queue {
+        Some(queue) => Ok(queue),
+        None => {
+            frontier.check_current()?;
+            Err(Error::new(Code::ERRCODE_UNDEFINED_OBJECT, "the queue has been dropped").detail("Its jobs went with it."))
+        }
     }
 }
 

@@ -11,8 +11,11 @@ use crate::ops::handle::{self, Queue};
 use crate::ops::{rotate, validate};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::sql;
-use crate::store::instance;
 use crate::store::queues::{self, Definition};
+use crate::store::{deferred, instance};
+
+/// In microseconds.
+const DAY: i64 = 86_400_000_000;
 
 /// What the caller gave; `None` leaves a setting as it is.
 #[derive(Clone, Copy, Default)]
@@ -23,6 +26,11 @@ pub struct Wishes {
     pub backoff: Option<i64>,
     pub backoff_max: Option<i64>,
     pub priority_ageing: Option<i64>,
+    pub completed_retention: Option<i64>,
+    pub failed_retention: Option<i64>,
+    pub cancelled_retention: Option<i64>,
+    pub dead_letters: Option<bool>,
+    pub dead_letter_retention: Option<i64>,
 }
 
 impl Wishes {
@@ -37,12 +45,17 @@ impl Wishes {
             (self.backoff, &mut settings.backoff, "backoff"),
             (self.backoff_max, &mut settings.backoff_max, "backoff_max"),
             (self.priority_ageing, &mut settings.priority_ageing, "priority_ageing"),
+            (self.completed_retention, &mut settings.completed_retention, "completed_retention"),
+            (self.failed_retention, &mut settings.failed_retention, "failed_retention"),
+            (self.cancelled_retention, &mut settings.cancelled_retention, "cancelled_retention"),
+            (self.dead_letter_retention, &mut settings.dead_letter_retention, "dead_letter_retention"),
         ];
         for (wish, setting, name) in wishes {
             if wish.is_some() {
                 *setting = validate::duration(wish, name)?;
             }
         }
+        settings.dead_letters = self.dead_letters.unwrap_or(settings.dead_letters);
         if settings.backoff > settings.backoff_max {
             return Err(Error::new(Code::ERRCODE_INVALID_PARAMETER_VALUE, "backoff must not be longer than backoff_max")
                 .detail(format!("They are {} ms and {} ms.", settings.backoff / 1000, settings.backoff_max / 1000))
@@ -62,6 +75,11 @@ pub fn create(frontier: &Frontier, name: &[u8], wishes: &Wishes) -> Result<()> {
         backoff: 1_000_000,
         backoff_max: 86_400_000_000,
         priority_ageing: 60_000_000,
+        completed_retention: 0,
+        failed_retention: 7 * DAY,
+        cancelled_retention: DAY,
+        dead_letters: false,
+        dead_letter_retention: 30 * DAY,
     };
     wishes.apply(&mut settings)?;
     rotate::ensure_open_segment(frontier)?;
@@ -124,7 +142,7 @@ pub fn set_paused(frontier: &Frontier, name: &[u8], paused: bool) -> Result<()> 
     })
 }
 
-/// Without `force` a queue with unfinished jobs stays. New enqueues are refused from the call on; those under way are waited for.
+/// Without `force` a queue with unfinished jobs or dead letters stays; what was kept of its history goes with it, deleted by retention. New enqueues are refused from the call on; those under way are waited for.
 pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
     let queue = handle::resolve(frontier, name)?;
     notes::reserve(frontier, 1)?;
@@ -147,7 +165,15 @@ pub fn drop(frontier: &Frontier, name: &[u8], force: bool) -> Result<()> {
             })
             .hint("Finish or cancel them, or use awa.drop_queue(queue, force => true) to discard them."));
     }
-    sql::as_owner(frontier.ledger, || queues::mark_dropped(definition.queue_id))
+    if counts.dead_lettered > 0 && !force {
+        return Err(Error::new(Code::ERRCODE_OBJECT_IN_USE, format!("queue \"{}\" has dead letters", handle::shown(name)))
+            .detail(format!("There are {}; see awa.dlq.", counts.dead_lettered))
+            .hint("Retry or purge them, or use awa.drop_queue(queue, force => true) to discard them."));
+    }
+    sql::as_owner(frontier.ledger, || {
+        deferred::delete_of_queue(definition.queue_id)?;
+        queues::mark_dropped(definition.queue_id)
+    })
 }
 
 fn begin_drop(frontier: &Frontier, queue: Queue) -> Result<()> {

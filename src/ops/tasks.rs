@@ -1,23 +1,45 @@
 //! The tasks of maintenance: one step of each, bounded, in the caller's transaction. The maintainer and the SQL functions call the same.
 
-use crate::error::Result;
+use awa_protocol::overdue::Overdue;
+
+use pgrx::PgSqlErrorCode as Code;
+
+use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::ops::{prune, rotate};
+use crate::ops::{carry, deferred, prune, rescue, retention, rotate};
 
 /// In the order of urgency: a stuck job first, space later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
+    RescueExpiredDeadlines,
+    RescueStaleHeartbeats,
+    PromoteDeferred,
     Rotate,
+    CarryForward,
     Prune,
+    Retention,
 }
 
 impl Task {
-    pub const ALL: [Self; 2] = [Self::Rotate, Self::Prune];
+    pub const ALL: [Self; 7] = [
+        Self::RescueExpiredDeadlines,
+        Self::RescueStaleHeartbeats,
+        Self::PromoteDeferred,
+        Self::Rotate,
+        Self::CarryForward,
+        Self::Prune,
+        Self::Retention,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::RescueExpiredDeadlines => "rescue_expired_deadlines",
+            Self::RescueStaleHeartbeats => "rescue_stale_heartbeats",
+            Self::PromoteDeferred => "promote_deferred",
             Self::Rotate => "rotate",
+            Self::CarryForward => "carry_forward",
             Self::Prune => "prune",
+            Self::Retention => "retention",
         }
     }
 
@@ -53,10 +75,28 @@ impl Outcome {
     }
 }
 
+/// Is the error the fault of the row, or of the segment, that was being handled? A cancel, a lock, a lack of memory or disk or a rebuild is
+/// not: the step ends, and is tried again.
+pub fn is_of_a_row(error: &Error) -> bool {
+    let class = |code: Code| code as i32 & 0xFFF;
+    let others = [
+        Code::ERRCODE_QUERY_CANCELED,
+        Code::ERRCODE_INSUFFICIENT_RESOURCES,
+        Code::ERRCODE_TRANSACTION_ROLLBACK,
+        Code::ERRCODE_INVALID_TRANSACTION_STATE,
+    ];
+    error.code != Code::ERRCODE_LOCK_NOT_AVAILABLE && !others.into_iter().any(|code| class(code) == class(error.code))
+}
+
 /// One step, as the maintainer runs it: only what is due by the policy of the settings.
 pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
     match task {
-        Task::Rotate => rotate::rotate(frontier),
-        Task::Prune => prune::prune(frontier),
+        Task::RescueExpiredDeadlines => rescue::rescue(frontier, Overdue::Deadline),
+        Task::RescueStaleHeartbeats => rescue::rescue(frontier, Overdue::Heartbeat),
+        Task::Rotate => rotate::rotate_if_due(frontier),
+        Task::Prune => prune::prune_if_due(frontier),
+        Task::Retention => retention::expire(frontier),
+        Task::PromoteDeferred => deferred::promote(frontier),
+        Task::CarryForward => carry::carry_forward(frontier),
     }
 }

@@ -106,9 +106,17 @@ pub fn tags(value: Option<Datum>) -> Result<()> {
 }
 
 pub fn batch_size(value: Option<i32>) -> Result<usize> {
-    let value = not_null(value, "batch_size")?;
+    jobs_of_a_call(value, "batch_size")
+}
+
+pub fn max_jobs(value: Option<i32>) -> Result<usize> {
+    jobs_of_a_call(value, "max_jobs")
+}
+
+fn jobs_of_a_call(value: Option<i32>, argument: &str) -> Result<usize> {
+    let value = not_null(value, argument)?;
     usize::try_from(value).ok().filter(|n| (1..=limits::JOBS_PER_CALL).contains(n)).ok_or_else(|| {
-        invalid(format!("batch_size must be between 1 and {}", limits::JOBS_PER_CALL))
+        invalid(format!("{argument} must be between 1 and {}", limits::JOBS_PER_CALL))
             .detail(format!("It is {value}."))
             .hint("Use several calls for more.")
     })

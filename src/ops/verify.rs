@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::{Lane, Position};
-use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
 use awa_protocol::queue::{Counts, Existence, Gap, Track};
 use awa_protocol::rebuild::{Fate, ReadyRow};
@@ -22,7 +21,9 @@ use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
 use crate::pg::rel::{Lock, Rel, wait_for_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
-use crate::store::{datum, queues};
+use crate::pg::sql;
+use crate::store::finished::{self, Shelf};
+use crate::store::{datum, deferred, queues};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -45,6 +46,9 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
         }
         for info in frontier.live_segments() {
             wait_for_lockers(info.ready, Lock::Share);
+        }
+        for shelf in Shelf::ALL {
+            wait_for_lockers(shelf.table()?, Lock::Share);
         }
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));
@@ -71,11 +75,20 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
     // Waits for whoever is creating, changing or dropping a queue, and keeps others out.
     let _definitions = Rel::open(queues::table()?, Lock::Exclusive)?;
-    let mut held = Vec::new();
-    for info in frontier.live_segments() {
-        held.push(Rel::open(info.ready, Lock::Share)?);
-    }
+    keep_users_out(frontier)?;
     build::rebuild(frontier)
+}
+
+/// Waits for all transactions that have used a built frontier, and keeps others out to the end of this one. The caller holds the ledger.
+pub fn keep_users_out(frontier: &Frontier) -> Result<()> {
+    for info in frontier.live_segments() {
+        Rel::open(info.ready, Lock::Share)?;
+    }
+    // Whoever deletes finished jobs from them changes counts.
+    for shelf in Shelf::ALL {
+        Rel::open(shelf.table()?, Lock::Share)?;
+    }
+    Ok(())
 }
 
 fn queue_names(frontier: &Frontier) -> HashMap<i32, Vec<u8>> {
@@ -93,8 +106,14 @@ fn is_on_its_way(entry: &Entry) -> bool {
 
 fn shown(counts: &Counts) -> String {
     format!(
-        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled",
-        counts.immediate, counts.scheduled, counts.running, counts.completed, counts.failed, counts.cancelled
+        "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled, {} dead-lettered",
+        counts.immediate,
+        counts.scheduled,
+        counts.running,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.dead_lettered
     )
 }
 
@@ -104,7 +123,7 @@ struct Live {
     tracks: Vec<Track>,
     gaps: Vec<Gap>,
     counts: Counts,
-    activity: [u64; 5],
+    activity: [u64; 6],
 }
 
 fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
@@ -121,7 +140,7 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
         gaps.extend_from_slice(queue.gaps());
         let (queue_id, counts, t) = (queue.queue_id, queue.counts, queue.totals);
         drop(queue);
-        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed];
+        let activity = [t.enqueued, t.claimed, t.completed, t.failed_attempts, t.snoozed, t.carried];
         all.insert(queue_id, Live { place, tracks, gaps, counts, activity });
     }
     all
@@ -170,7 +189,9 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     for info in frontier.live_segments().iter().filter(|info| info.state != SegmentState::PruneStarted) {
         comparison.segment(info)?;
     }
+    comparison.deferred(frontier)?;
     comparison.leftovers();
+    comparison.finished(frontier)?;
     let after = snapshot(frontier);
     comparison.compare_counts(&after);
     Ok(comparison.differences)
@@ -217,9 +238,8 @@ impl Comparison {
         match fate {
             Fate::Ready => *notes::waiting(counts, lane.sub) += 1,
             Fate::Open(_) => counts.running += 1,
-            Fate::Closed(Outcome::Completed) => counts.completed += 1,
-            Fate::Closed(Outcome::Failed) => counts.failed += 1,
-            Fate::Closed(Outcome::Cancelled) => counts.cancelled += 1,
+            // A dead letter is counted where it lies.
+            Fate::Closed(outcome) if outcome.is_history() => notes::count_finished(counts, *outcome, 1),
             Fate::Closed(_) => {}
         }
     }
@@ -284,6 +304,41 @@ impl Comparison {
                 );
             }
         }
+    }
+
+    /// Jobs that wait outside the ring are in no segment.
+    fn deferred(&mut self, frontier: &Frontier) -> Result<()> {
+        let (counts, open, differences) = (&mut self.counts, &self.open_copies, &mut self.differences);
+        sql::as_owner(frontier.ledger, || {
+            deferred::each(None, |entry| {
+                let queue_id = Lane::from_number(entry.lane).queue_id;
+                counts.entry(queue_id).or_default().scheduled += 1;
+                if let Some(other) = open.get(&entry.job_id) {
+                    let key = Key { problem: "two_copies_are_live", queue_id, job_id: entry.job_id, hop: entry.hop };
+                    differences.insert(key, format!("deferred, and copy {other} is live in the ring"));
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Jobs that have left the ring when they were finished do not run in it.
+    fn finished(&mut self, frontier: &Frontier) -> Result<()> {
+        for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
+            notes::add_counts(self.counts.entry(queue_id).or_default(), &counts);
+        }
+        let (open, differences) = (&self.open_copies, &mut self.differences);
+        for shelf in Shelf::ALL {
+            sql::as_owner(frontier.ledger, || {
+                finished::each_job(shelf, |job_id, queue_id, hop| {
+                    if let Some(other) = open.get(&job_id) {
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Entries for which the log has no row.

@@ -55,6 +55,36 @@ pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> 
     Ok(elements)
 }
 
+/// Calls `each` for every element of a one-dimensional array of 8-byte integers without nulls, in order. Copies nothing; an array that is
+/// something else is refused.
+pub fn each_i64(array: Datum, mut each: impl FnMut(usize, i64)) -> Result<usize> {
+    // SAFETY: a non-null array Datum. May raise (reading toast): unwinds. The copy, if any, belongs to the current context.
+    let array = unsafe { pg_sys::pg_detoast_datum(array.cast_mut_ptr()) }.cast::<pg_sys::ArrayType>();
+    // SAFETY: the detoasted header is in place; reads fields, cannot raise.
+    let (dimensions, has_nulls, element) = unsafe { ((*array).ndim, (*array).dataoffset != 0, (*array).elemtype) };
+    if dimensions == 0 {
+        return Ok(0);
+    }
+    if dimensions != 1 || has_nulls || element != pg_sys::INT8OID {
+        return Err(Error::new(
+            Code::ERRCODE_DATA_CORRUPTED,
+            "an array of identifiers has another shape than it was written with",
+        ));
+    }
+    // SAFETY: one dimension: its length follows the header, then the lower bound, then the elements at the next multiple of 8.
+    let (count, first) = unsafe {
+        let length = array.add(1).cast::<i32>();
+        let header = (size_of::<pg_sys::ArrayType>() + 2 * size_of::<i32>()).next_multiple_of(8);
+        (length.read(), array.cast::<u8>().add(header))
+    };
+    let count = usize::try_from(count).unwrap_or(0);
+    for index in 0..count {
+        // SAFETY: the array has `count` elements of eight bytes; a row's own copy may start at any multiple of four.
+        each(index, unsafe { first.add(index * 8).cast::<i64>().read_unaligned() });
+    }
+    Ok(count)
+}
+
 struct Layout {
     len: i32,
     by_val: bool,
@@ -127,6 +157,14 @@ pub fn bytes_datum(value: &[u8]) -> Datum {
     // SAFETY: the bytes outlive the call, which copies. May raise (out of memory): unwinds.
     let text = unsafe { pg_sys::cstring_to_text_with_len(value.as_ptr().cast(), value.len() as i32) };
     Datum::from(text)
+}
+
+/// A `jsonb` of this text, in the server encoding.
+pub fn jsonb_datum(mut text: Vec<u8>) -> Datum {
+    text.push(0);
+    let input = Datum::from(text.as_ptr());
+    // SAFETY: the argument is a null-terminated string that outlives the call. May raise (not JSON): unwinds.
+    unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(input)]) }.unwrap_or(Datum::null())
 }
 
 /// The bytes of a varlena as if detoasted, header included. Reads at most the toast pointer.

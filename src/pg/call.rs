@@ -10,8 +10,8 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReport, ErrorReportWithLevel};
 use pgrx::pg_sys::{Datum, Oid};
 
 pub use super::array::{
-    array_elements, bytes_datum, bytes_of, copy_varlena, datum_array_datum, datum_size, detoast, i16_array_datum,
-    i32_array_datum, i64_array_datum, text_array_datum, text_datum, text_of, timestamptz_array_datum,
+    array_elements, bytes_datum, bytes_of, copy_varlena, datum_array_datum, datum_size, detoast, each_i64, i16_array_datum,
+    i32_array_datum, i64_array_datum, jsonb_datum, text_array_datum, text_datum, text_of, timestamptz_array_datum,
 };
 pub use super::srf::Rows;
 pub use super::trigger::TriggerRow;
@@ -126,18 +126,25 @@ pub fn raise(error: Error) -> ! {
 
 /// Emits a WARNING that carries the same fields; does not unwind.
 pub fn warn(error: Error) {
-    let mut report = ErrorReport::new(error.code, error.message, "");
-    if let Some(detail) = error.detail {
-        report = report.set_detail(detail);
-    }
-    if let Some(hint) = error.hint {
-        report = report.set_hint(hint);
-    }
-    report.report(pgrx::PgLogLevel::WARNING);
+    report(error, pgrx::PgLogLevel::WARNING);
 }
 
 /// Tells the client something that is no error.
 pub fn notice(error: Error) {
+    report(error, pgrx::PgLogLevel::NOTICE);
+}
+
+/// For the server's log: a change of state.
+pub fn log(message: String) {
+    report(Error::new(Code::ERRCODE_SUCCESSFUL_COMPLETION, message), pgrx::PgLogLevel::LOG);
+}
+
+/// For the server's log, when somebody looks closely.
+pub fn debug(message: String) {
+    report(Error::new(Code::ERRCODE_SUCCESSFUL_COMPLETION, message), pgrx::PgLogLevel::DEBUG1);
+}
+
+fn report(error: Error, level: pgrx::PgLogLevel) {
     let mut report = ErrorReport::new(error.code, error.message, "");
     if let Some(detail) = error.detail {
         report = report.set_detail(detail);
@@ -145,7 +152,7 @@ pub fn notice(error: Error) {
     if let Some(hint) = error.hint {
         report = report.set_hint(hint);
     }
-    report.report(pgrx::PgLogLevel::NOTICE);
+    report.report(level);
 }
 
 /// What a caught panic said, as an `Error`.

@@ -43,6 +43,22 @@ unsafe extern "C-unwind" {
     /// Never raises: reads the state of the current transaction.
     pub fn IsTransactionBlock() -> bool;
 
+    /// A signal handler: sets flags and the latch.
+    pub fn die(signal: c_int);
+    /// A signal handler: sets a flag and the latch.
+    pub fn SignalHandlerForConfigReload(signal: c_int);
+    /// RAISES. Only for a hook that has nothing to drop and calls it last; elsewhere its guarded twin.
+    pub fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const core::ffi::c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+
     /// Never raises: a shared LWLock around a walk of the prepared transactions.
     pub fn TwoPhaseGetXidByVirtualXID(vxid: pg_sys::VirtualTransactionId, have_more: *mut bool) -> pg_sys::TransactionId;
 

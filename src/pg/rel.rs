@@ -130,7 +130,7 @@ impl Rel {
         self.reference.form().relhasindex
     }
 
-    pub(super) fn toast_oid(&self) -> Option<Oid> {
+    pub fn toast_oid(&self) -> Option<Oid> {
         let oid = self.reference.form().reltoastrelid;
         (oid != Oid::INVALID).then_some(oid)
     }
@@ -172,6 +172,12 @@ impl Rel {
 
     pub fn bytes(&self) -> u64 {
         u64::from(self.blocks()) * u64::from(pg_sys::BLCKSZ)
+    }
+
+    /// With what is stored out of line. Takes AccessShareLock on the toast table.
+    pub fn bytes_with_toast(&self) -> Result<u64> {
+        let toast = self.toast_oid().map(|oid| Self::open(oid, Lock::AccessShare)).transpose()?;
+        Ok(self.bytes() + toast.map_or(0, |toast| toast.bytes()))
     }
 }
 

@@ -12,6 +12,10 @@ use super::raw;
 pub struct WaitEvent(u32);
 
 impl WaitEvent {
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+
     /// May raise the first time in a backend; not under a lock.
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     pub fn named(name: &'static CStr) -> Self {

@@ -99,10 +99,16 @@ pub fn select(
     let callers = memory::current();
     let _connection = Connection::open()?;
     let count = run(sql, args, read_only)?;
+    give_rows(count, callers, &mut each)?;
+    Ok(count)
+}
+
+/// Walks the result of the statement just run.
+fn give_rows(count: u64, callers: pg_sys::MemoryContext, each: &mut dyn FnMut(&SqlRow) -> Result<()>) -> Result<()> {
     // SAFETY: a plain read of a backend-local global; cannot raise.
     let table = unsafe { pg_sys::SPI_tuptable };
     if table.is_null() {
-        return Err(Error::new(Code::ERRCODE_INTERNAL_ERROR, "statement returns no rows").detail(sql));
+        return Err(Error::new(Code::ERRCODE_INTERNAL_ERROR, "the statement returns no rows"));
     }
     let _in_callers = Entered::into_raw_context(callers);
     for i in 0..count as usize {
@@ -111,18 +117,51 @@ pub fn select(
         let row = unsafe { SqlRow { tuple: *(*table).vals.add(i), desc: (*table).tupdesc, _level: PhantomData } };
         each(&row)?;
     }
-    Ok(count)
+    Ok(())
 }
 
 /// As `select`, with a snapshot taken now, whatever the isolation level of the caller: it sees what has committed by now and what this
 /// transaction has done before.
 pub fn select_latest(sql: &'static str, args: &[(Oid, Option<Datum>)], each: impl FnMut(&SqlRow) -> Result<()>) -> Result<u64> {
+    in_latest_snapshot(|| select(sql, args, true, each))
+}
+
+/// Several reads with one snapshot, taken now.
+pub fn in_latest_snapshot<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: inside a transaction. May raise: unwinds, abort pops what was pushed.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let outcome = select(sql, args, true, each);
+    let outcome = read();
     // SAFETY: pops the snapshot pushed above; an `Err` has left the stack as it was. Cannot raise.
     unsafe { pg_sys::PopActiveSnapshot() };
     outcome
+}
+
+/// Runs a statement that is made up at run time, and gives its rows to `each`, in the memory context of the caller.
+pub fn select_made_up(text: &str, args: &[(Oid, Option<Datum>)], mut each: impl FnMut(&SqlRow) -> Result<()>) -> Result<u64> {
+    let text = c_string(text)?;
+    let callers = memory::current();
+    let _connection = Connection::open()?;
+    let mut types: Vec<Oid> = args.iter().map(|(oid, _)| *oid).collect();
+    let mut values: Vec<Datum> = args.iter().map(|(_, v)| v.unwrap_or(Datum::null())).collect();
+    let nulls: Vec<c_char> = args.iter().map(|(_, v)| if v.is_some() { b' ' } else { b'n' } as c_char).collect();
+    // SAFETY: inside an SPI level; text and arrays outlive the call, and each array has one element an argument. May raise: unwinds,
+    // abort closes the level.
+    let code = unsafe {
+        pg_sys::SPI_execute_with_args(
+            text.as_ptr(),
+            types.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
+            false,
+            0,
+        )
+    };
+    check(code, "SPI_execute_with_args")?;
+    // SAFETY: a plain read of a backend-local global; cannot raise.
+    let count = unsafe { pg_sys::SPI_processed };
+    give_rows(count, callers, &mut each)?;
+    Ok(count)
 }
 
 /// The first column of the first row, copied into the memory context of the caller.

@@ -31,16 +31,23 @@ pub fn truncate_in_place(rel: &Rel) -> Result<bool> {
     if let Some(toast) = &toast {
         advance_freeze_limits(toast);
     }
-    if had_rows {
-        for oid in all_index_oids(rel) {
-            let index = Index::open(rel, oid)?;
-            // SAFETY: `index` is live. Queues a message that commit sends; may raise (out of memory): unwinds.
-            unsafe { pg_sys::CacheInvalidateRelcache(index.raw()) };
-        }
-        // SAFETY: as above.
-        unsafe { pg_sys::CacheInvalidateRelcache(rel.raw()) };
+    // Also when there was nothing to cut: a truncation that broke off may have cut it, and its messages were never sent. Other
+    // backends would go on from the root of a B-tree that they remember.
+    for table in toast.iter().chain([rel]) {
+        invalidate(table)?;
     }
     Ok(had_rows)
+}
+
+fn invalidate(rel: &Rel) -> Result<()> {
+    for oid in all_index_oids(rel) {
+        let index = Index::open(rel, oid)?;
+        // SAFETY: `index` is live. Queues a message that commit sends; may raise (out of memory): unwinds.
+        unsafe { pg_sys::CacheInvalidateRelcache(index.raw()) };
+    }
+    // SAFETY: `rel` is live; as above.
+    unsafe { pg_sys::CacheInvalidateRelcache(rel.raw()) };
+    Ok(())
 }
 
 /// No block in the heap, and nothing but a metapage in each B-tree. An index without a metapage, or of another kind, counts

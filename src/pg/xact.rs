@@ -39,6 +39,12 @@ pub fn require_writable(cmd: &str) -> Result<()> {
     Ok(())
 }
 
+/// Is this a standby, or a server that is still recovering?
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared state, cannot raise; guarded all the same.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// Refuses a standby, for what needs memory that only a primary has.
 pub fn refuse_recovery(what: &str) -> Result<()> {
     // SAFETY: reads shared state, cannot raise; guarded all the same.
@@ -53,6 +59,17 @@ pub fn refuse_recovery(what: &str) -> Result<()> {
 pub fn database_exists(oid: u32) -> bool {
     // SAFETY: inside a transaction. May raise (catalog read): unwinds, nothing is held. The name is palloc'd.
     !unsafe { pg_sys::get_database_name(pg_sys::Oid::from(oid)) }.is_null()
+}
+
+/// The name of the session's database, as it is now. Reads the catalog.
+pub fn database_name() -> String {
+    // SAFETY: inside a transaction. May raise (catalog read): unwinds, nothing is held. The name is palloc'd.
+    let name = unsafe { pg_sys::get_database_name(pg_sys::MyDatabaseId) };
+    if name.is_null() {
+        return String::new();
+    }
+    // SAFETY: a null-terminated name, copied at once.
+    unsafe { core::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned()
 }
 
 /// This transaction's commit waits for its flush, whatever the settings say.
@@ -126,6 +143,19 @@ pub struct Callbacks {
 }
 
 static CALLBACKS: OnceLock<Callbacks> = OnceLock::new();
+static AT_END: OnceLock<fn(bool)> = OnceLock::new();
+
+/// From `_PG_init`: `f` is told of the end of every transaction of every session, true for a commit. The rule of
+/// `Callbacks` holds: it must not raise, allocate or panic. A prepared transaction counts as rolled back.
+pub fn at_end(f: fn(bool)) {
+    let _ = AT_END.set(f);
+}
+
+fn ended(committed: bool) {
+    if let Some(f) = AT_END.get() {
+        f(committed);
+    }
+}
 /// The callback lists of the server are inherited through fork, and so is this flag.
 static XACT_REGISTERED: AtomicBool = AtomicBool::new(false);
 /// Exit callbacks are dropped by a forked child, so they are registered once per process.
@@ -155,7 +185,7 @@ pub fn register_callbacks(callbacks: Callbacks) {
 /// A panic cannot leave an `extern "C"` function: it aborts the process, which is the only safe end where the server cannot
 /// take an error and shared memory may be half changed.
 #[allow(improper_ctypes_definitions)] // called from here only: the ABI is wanted for its abort
-extern "C" fn no_unwind(f: fn()) {
+pub(super) extern "C" fn no_unwind(f: fn()) {
     f();
 }
 
@@ -165,6 +195,11 @@ extern "C" fn no_unwind_sub(f: fn(u32, u32), mine: u32, parent: u32) {
 }
 
 unsafe extern "C-unwind" fn on_xact(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => no_unwind(|| ended(true)),
+        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => no_unwind(|| ended(false)),
+        _ => (),
+    }
     let Some(callbacks) = CALLBACKS.get() else { return };
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => no_unwind(callbacks.commit),

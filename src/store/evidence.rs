@@ -5,13 +5,14 @@
 
 use awa_protocol::batch::{row_lengths, stored_hops};
 use awa_protocol::lifecycle::Outcome;
+use awa_protocol::limits::JOBS_PER_EVIDENCE_ROW;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::error::Result;
 use crate::frontier::SegmentInfo;
 use crate::pg::append::Append;
-use crate::pg::call::{array_elements, i32_array_datum, i64_array_datum};
+use crate::pg::call::{array_elements, each_i64, i32_array_datum, i64_array_datum};
 use crate::pg::rel::{Index, Lock, Rel};
 use crate::pg::scan::{HeapScan, RowState};
 use crate::store::datum;
@@ -117,19 +118,34 @@ pub trait Reader {
     fn room(&mut self, copies: usize) -> Result<()>;
     fn claim(&mut self, job_id: i64, hop: i32, lease: i64, terms: &ClaimTerms);
     fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool, at: i64, errors: &dyn Fn() -> Option<Datum>);
+    /// A closure of a claimed copy by completion: nearly all are.
+    fn completed(&mut self, job_id: i64, hop: i32, at: i64) -> Result<()> {
+        self.closure(job_id, hop, Outcome::Completed, false, at, &|| None);
+        Ok(())
+    }
 }
 
-fn copies_of(job_ids: Option<Datum>, hops: Option<Datum>) -> Result<Vec<(i64, i32)>> {
-    let ids = match job_ids {
-        Some(array) => array_elements(array, pg_sys::INT8OID)?,
-        None => Vec::new(),
-    };
+/// Calls `each` for every copy that an evidence row names, with its number in the row.
+fn each_copy(
+    reader: &mut dyn Reader,
+    job_ids: Option<Datum>,
+    hops: Option<Datum>,
+    mut each: impl FnMut(&mut dyn Reader, usize, i64, i32) -> Result<()>,
+) -> Result<()> {
+    let Some(job_ids) = job_ids else { return Ok(()) };
     let hops = match hops {
         Some(array) => array_elements(array, pg_sys::INT4OID)?,
         None => Vec::new(),
     };
-    let hop_at = |index: usize| hops.get(index).copied().flatten().map_or(0, |hop| hop.value() as i32);
-    Ok(ids.iter().enumerate().map(|(index, id)| (id.map_or(0, |id| id.value() as i64), hop_at(index))).collect())
+    reader.room(JOBS_PER_EVIDENCE_ROW)?;
+    let mut outcome = Ok(());
+    each_i64(job_ids, |index, job_id| {
+        let hop = hops.get(index).copied().flatten().map_or(0, |hop| hop.value() as i32);
+        if outcome.is_ok() {
+            outcome = each(reader, index, job_id, hop);
+        }
+    })?;
+    outcome
 }
 
 /// Reads committed evidence; with `own` also what this transaction has written. `lock` is taken on the tables.
@@ -142,11 +158,7 @@ pub fn read(segment: &SegmentInfo, lock: Lock, own: bool, reader: &mut dyn Reade
             continue;
         }
         let at = row.i64(1).unwrap_or(0);
-        let copies = copies_of(row.datum(2), row.datum(3))?;
-        reader.room(copies.len())?;
-        for (job_id, hop) in copies {
-            reader.closure(job_id, hop, Outcome::Completed, false, at, &|| None);
-        }
+        each_copy(reader, row.datum(2), row.datum(3), |reader, _, job_id, hop| reader.completed(job_id, hop, at))?;
     }
     drop(scan);
     let closures = Rel::open(segment.closures, lock)?;
@@ -173,11 +185,10 @@ pub fn read(segment: &SegmentInfo, lock: Lock, own: bool, reader: &mut dyn Reade
             heartbeat_timeout: row.i64(3).unwrap_or(0),
             first_lease: row.i64(4).unwrap_or(0),
         };
-        let copies = copies_of(row.datum(5), row.datum(6))?;
-        reader.room(copies.len())?;
-        for (offset, (job_id, hop)) in copies.into_iter().enumerate() {
+        each_copy(reader, row.datum(5), row.datum(6), |reader, offset, job_id, hop| {
             reader.claim(job_id, hop, terms.first_lease + offset as i64, &terms);
-        }
+            Ok(())
+        })?;
     }
     Ok(())
 }

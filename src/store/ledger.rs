@@ -47,6 +47,19 @@ pub fn append(generation: i64, slot: i32, event: &str, at: i64) -> Result<()> {
     Ok(())
 }
 
+/// Rows of generations that were pruned long ago are of no use, and every reader passes them. Seldom, and many at a time, so that the
+/// ledger has no dead rows for most of its life. A thousand generations stay for people to look at.
+pub fn trim() -> Result<()> {
+    sql::execute(
+        "DELETE FROM awa.ring_rotations AS r \
+          WHERE (SELECT pg_catalog.count(*) FROM awa.ring_rotations) > 6000 \
+            AND r.generation < (SELECT pg_catalog.max(generation) - 1000 FROM awa.ring_rotations) \
+            AND EXISTS (SELECT FROM awa.ring_rotations AS p WHERE p.generation = r.generation AND p.event = 'pruned')",
+        &[],
+    )?;
+    Ok(())
+}
+
 pub fn started_at(generation: i64) -> Result<Option<i64>> {
     let at = sql::select_one(
         "SELECT at FROM awa.ring_rotations WHERE generation = $1 AND event = 'prune_started'",

@@ -22,7 +22,10 @@ macro_rules! columns {
         "queue_id, name, paused, max_attempts, \
          (EXTRACT(epoch FROM deadline) * 1000000)::bigint, (EXTRACT(epoch FROM heartbeat_timeout) * 1000000)::bigint, \
          (EXTRACT(epoch FROM backoff) * 1000000)::bigint, (EXTRACT(epoch FROM backoff_max) * 1000000)::bigint, \
-         (EXTRACT(epoch FROM priority_ageing) * 1000000)::bigint"
+         (EXTRACT(epoch FROM priority_ageing) * 1000000)::bigint, \
+         (EXTRACT(epoch FROM completed_retention) * 1000000)::bigint, (EXTRACT(epoch FROM failed_retention) * 1000000)::bigint, \
+         (EXTRACT(epoch FROM cancelled_retention) * 1000000)::bigint, dead_letters, \
+         (EXTRACT(epoch FROM dead_letter_retention) * 1000000)::bigint"
     };
 }
 
@@ -38,6 +41,11 @@ fn read(row: &sql::SqlRow<'_>) -> Option<Definition> {
             backoff: row.i64(7)?,
             backoff_max: row.i64(8)?,
             priority_ageing: row.i64(9).unwrap_or(0),
+            completed_retention: row.i64(10).unwrap_or(0),
+            failed_retention: row.i64(11).unwrap_or(0),
+            cancelled_retention: row.i64(12).unwrap_or(0),
+            dead_letters: row.bool(13)?,
+            dead_letter_retention: row.i64(14).unwrap_or(0),
         },
     })
 }
@@ -98,9 +106,12 @@ pub fn insert(definition: &Definition) -> Result<()> {
     let s = &definition.settings;
     sql::execute(
         "INSERT INTO awa.queue_definitions \
-             (queue_id, name, paused, max_attempts, deadline, heartbeat_timeout, backoff, backoff_max, priority_ageing, created_at) \
+             (queue_id, name, paused, max_attempts, deadline, heartbeat_timeout, backoff, backoff_max, priority_ageing, \
+              completed_retention, failed_retention, cancelled_retention, dead_letters, dead_letter_retention, created_at) \
          VALUES ($1, $2, false, $3, $4 * interval '1 microsecond', $5 * interval '1 microsecond', \
-                 $6 * interval '1 microsecond', $7 * interval '1 microsecond', $8 * interval '1 microsecond', $9)",
+                 $6 * interval '1 microsecond', $7 * interval '1 microsecond', $8 * interval '1 microsecond', \
+                 $9 * interval '1 microsecond', $10 * interval '1 microsecond', $11 * interval '1 microsecond', $12, \
+                 $13 * interval '1 microsecond', $14)",
         &[
             (pg_sys::INT4OID, Some(datum::i32(definition.queue_id))),
             (pg_sys::TEXTOID, Some(bytes_datum(&definition.name))),
@@ -110,6 +121,11 @@ pub fn insert(definition: &Definition) -> Result<()> {
             (pg_sys::INT8OID, Some(datum::i64(s.backoff))),
             (pg_sys::INT8OID, Some(datum::i64(s.backoff_max))),
             (pg_sys::INT8OID, duration_or_null(s.priority_ageing)),
+            (pg_sys::INT8OID, duration_or_null(s.completed_retention)),
+            (pg_sys::INT8OID, duration_or_null(s.failed_retention)),
+            (pg_sys::INT8OID, duration_or_null(s.cancelled_retention)),
+            (pg_sys::BOOLOID, Some(pg_sys::Datum::from(s.dead_letters))),
+            (pg_sys::INT8OID, duration_or_null(s.dead_letter_retention)),
             (pg_sys::TIMESTAMPTZOID, Some(datum::i64(xact::now()))),
         ],
     )?;
@@ -122,7 +138,10 @@ pub fn update(definition: &Definition) -> Result<()> {
         "UPDATE awa.queue_definitions \
             SET paused = $2, max_attempts = $3, deadline = $4 * interval '1 microsecond', \
                 heartbeat_timeout = $5 * interval '1 microsecond', backoff = $6 * interval '1 microsecond', \
-                backoff_max = $7 * interval '1 microsecond', priority_ageing = $8 * interval '1 microsecond' \
+                backoff_max = $7 * interval '1 microsecond', priority_ageing = $8 * interval '1 microsecond', \
+                completed_retention = $9 * interval '1 microsecond', failed_retention = $10 * interval '1 microsecond', \
+                cancelled_retention = $11 * interval '1 microsecond', dead_letters = $12, \
+                dead_letter_retention = $13 * interval '1 microsecond' \
           WHERE queue_id = $1",
         &[
             (pg_sys::INT4OID, Some(datum::i32(definition.queue_id))),
@@ -133,6 +152,11 @@ pub fn update(definition: &Definition) -> Result<()> {
             (pg_sys::INT8OID, Some(datum::i64(s.backoff))),
             (pg_sys::INT8OID, Some(datum::i64(s.backoff_max))),
             (pg_sys::INT8OID, duration_or_null(s.priority_ageing)),
+            (pg_sys::INT8OID, duration_or_null(s.completed_retention)),
+            (pg_sys::INT8OID, duration_or_null(s.failed_retention)),
+            (pg_sys::INT8OID, duration_or_null(s.cancelled_retention)),
+            (pg_sys::BOOLOID, Some(pg_sys::Datum::from(s.dead_letters))),
+            (pg_sys::INT8OID, duration_or_null(s.dead_letter_retention)),
         ],
     )?;
     Ok(())

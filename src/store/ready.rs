@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::frontier::SegmentInfo;
 use crate::pg::append::Append;
 use crate::pg::rel::{Index, Lock, Rel};
-use crate::pg::scan::RawRow;
+use crate::pg::scan::{RawRow, Tid};
 use crate::store::datum;
 
 pub const KEY: usize = 1;
@@ -67,6 +67,11 @@ impl NewEntry {
 /// transaction: it alone proves to a prune that a writer is there.
 pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
     let rel = Rel::open(segment.ready, Lock::RowExclusive)?;
+    check_for_write(&rel, segment)?;
+    Ok(rel)
+}
+
+pub fn check_for_write(rel: &Rel, segment: &SegmentInfo) -> Result<()> {
     rel.check_native()?;
     if rel.file_number() != segment.ready_file {
         return Err(Error::new(
@@ -76,15 +81,16 @@ pub fn open_for_write(segment: &SegmentInfo) -> Result<Rel> {
         .detail("VACUUM FULL, CLUSTER, TRUNCATE and some forms of ALTER TABLE move its rows; the working state speaks of the old places.")
         .hint("Call awa.rebuild()."));
     }
-    Ok(rel)
+    Ok(())
 }
 
 pub fn open_index(rel: &Rel, segment: &SegmentInfo) -> Result<Index> {
     Index::open(rel, segment.ready_index).map_err(|error| error.hint("If the index was built anew, call awa.rebuild()."))
 }
 
-pub fn append(writer: &mut Append<'_>, entries: &[[Option<Datum>; COLUMNS]]) -> Result<()> {
-    writer.append(entries, &mut |_, _| true).map(|_| ())
+/// Gives the places of the rows.
+pub fn append(writer: &mut Append<'_>, entries: &[[Option<Datum>; COLUMNS]]) -> Result<Vec<Tid>> {
+    writer.append(entries, &mut |_, _| true)
 }
 
 /// The fixed columns of a row.

@@ -56,7 +56,7 @@ CREATE TABLE awa_segments.lease_claim_closures_{slot} (
     job_id    bigint      NOT NULL,
     lane      integer,
     hop       integer     NOT NULL,
-    outcome   \"char\"    NOT NULL,         -- r retry, s snooze, f failed, c cancelled, m moved
+    outcome   \"char\"    NOT NULL,         -- r retry, s snooze, f failed, c cancelled, l dead-lettered, m moved; v redriven, x removed: after f or c (x: any end)
     errors    jsonb                         -- error history of a finished job
 ) USING heap WITH ({storage});
 CREATE INDEX lease_claim_closures_{slot}_lane_key_idx ON awa_segments.lease_claim_closures_{slot} (lane, key) WHERE lane IS NOT NULL;
@@ -65,9 +65,13 @@ REVOKE ALL ON awa_segments.ready_entries_{slot}, awa_segments.lease_claims_{slot
 
 const STORAGE: &str = "autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 2147483647";
 
+pub fn exists(slot: i32) -> bool {
+    rel::relation_oid("awa_segments", &format!("ready_entries_{slot}")).is_some()
+}
+
 /// Creates the tables of a slot unless they are there. The caller is inside `sql::as_owner`.
 pub fn create_if_missing(slot: i32) -> Result<()> {
-    if rel::relation_oid("awa_segments", &format!("ready_entries_{slot}")).is_some() {
+    if exists(slot) {
         return Ok(());
     }
     let script = SHAPE.replace("{slot}", &slot.to_string()).replace("{storage}", STORAGE);

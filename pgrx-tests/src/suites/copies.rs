@@ -25,6 +25,18 @@ fn set_up(stage: &Stage<'_>) -> Result<Scene> {
     // The first segment has only finished jobs, and its truncation has begun.
     enqueue(&mut client, 5)?;
     drain(&mut client)?;
+    client.batch_execute("SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true, completed_retention => '1 year')")?;
+    // Finished jobs that are kept outside of the ring, and dead letters.
+    for (kind, end) in [
+        ("kept", "awa.complete(job_id, run_lease)"),
+        ("cancelled", "awa.cancel(job_id, 'not wanted')"),
+        ("letter", "awa.fail(job_id, run_lease, 'x')"),
+        ("letter", "awa.fail(job_id, run_lease, 'y')"),
+    ] {
+        let enqueue = format!("SELECT awa.enqueue('letters', '{kind}', '{{\"n\": 1}}', tags => '{{a,b}}', metadata => '7')");
+        client.batch_execute(&enqueue)?;
+        client.batch_execute(&format!("SELECT {end} FROM awa.claim('letters')"))?;
+    }
     rotate(&mut client)?;
     let begun: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
     ensure!(begun == "prune_started", "prune answered {begun}");
@@ -80,6 +92,7 @@ fn picture(client: &mut Client) -> Result<Vec<String>> {
         "SELECT c::text FROM awa.queue_counts() AS c ORDER BY queue",
         "SELECT (to_jsonb(j) - 'heartbeat_at' - 'deadline_at')::text FROM awa.jobs AS j ORDER BY job_id",
         "SELECT to_jsonb(j)::text FROM awa.terminal_jobs AS j ORDER BY job_id",
+        "SELECT to_jsonb(d)::text FROM awa.dlq AS d ORDER BY job_id",
         "SELECT q::text FROM awa.queues AS q ORDER BY queue",
         "SELECT (to_jsonb(s) - 'bytes' - 'opened_at')::text FROM awa.stat_segments AS s ORDER BY generation",
     ] {
@@ -125,6 +138,12 @@ fn check_copy(stage: &Stage<'_>, scene: &Scene, original: &[String]) -> Result<(
     let more = enqueue(&mut client, 300)?;
     ensure!(more.iter().all(|id| original.iter().all(|line| !line.contains(&format!("\"job_id\": {id},")))), "an identifier was given out again");
     ensure!(drain(&mut other)? == more, "new jobs do not come out");
+    // What lay outside of the ring can be brought back there.
+    let letters: i64 = client.query_one("SELECT awa.dlq_retry_many('letters')", &[])?.try_get(0)?;
+    let kept = "SELECT awa.retry(job_id) FROM awa.terminal_jobs WHERE queue = 'letters' AND state = 'cancelled'";
+    let kept: String = client.query_one(kept, &[])?.try_get(0)?;
+    let out: i64 = client.query_one("SELECT count(*) FROM awa.claim('letters', 10)", &[])?.try_get(0)?;
+    ensure!((letters, kept.as_str(), out) == (2, "retried", 3), "{letters} letters came back, the kept job was {kept}, {out} came out");
     client.batch_execute("SET awa.prune_grace = 0")?;
     let pruned: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
     ensure!(pruned == "pruned", "prune answered {pruned}");
@@ -192,6 +211,57 @@ pub fn a_plain_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
 // If this fails, the same, with the fast format.
 pub fn a_parallel_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
     dump_and_restore(stage, &["--format=directory", "--jobs=2"], &["--jobs=2"])
+}
+
+// If this fails, a maintainer frees a ring of which the half is not restored yet.
+pub fn a_marked_restore_is_left_alone_until_it_is_complete(stage: &mut Stage<'_>) -> Result<()> {
+    let scene = set_up(stage)?;
+    let original = picture(&mut stage.connect()?)?;
+    let target = stage.cluster.dir().join("copies.dump");
+    drop(std::fs::remove_dir_all(&target));
+    drop(std::fs::remove_file(&target));
+    run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+    stage.cluster.drop_database(COPY)?;
+    stage.cluster.connect("postgres")?.batch_execute(&format!("CREATE DATABASE {COPY}"))?;
+    let mut client = stage.cluster.connect(COPY)?;
+    // Somebody has used it before, so that there is something to void.
+    for sql in ["CREATE EXTENSION awa_queue", "SELECT count(*) FROM awa.stat_queue", "SELECT awa.pre_restore()", "SELECT awa.pre_restore()"] {
+        client.batch_execute(sql)?;
+    }
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.post_restore()")?;
+    all_refused(&mut client, &["SELECT awa.adopt()"], "55000", "awa.post_restore()")?;
+    run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", COPY]).arg(&target))?;
+    drop(client);
+    stage.cluster.restart(Shutdown::Fast)?;
+    let mut client = stage.cluster.connect(COPY)?;
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.post_restore()")?;
+    for expected in [true, false] {
+        let adopted: bool = client.query_one("SELECT awa.post_restore()", &[])?.try_get(0)?;
+        ensure!(adopted == expected, "post_restore answered {adopted}");
+    }
+    ensure!(picture(&mut client)? == original, "the copy is not what the original was");
+    verify_clean(&mut client)?;
+    drop(client);
+    check_original(stage, &scene, &original)
+}
+
+// If this fails, a backup that is restored over its own database runs jobs again that were finished after it was taken.
+pub fn a_restore_over_the_same_database_waits_for_adoption(stage: &mut Stage<'_>) -> Result<()> {
+    let scene = set_up(stage)?;
+    let original = picture(&mut stage.connect()?)?;
+    let target = stage.cluster.dir().join("copies.dump");
+    drop(std::fs::remove_dir_all(&target));
+    drop(std::fs::remove_file(&target));
+    run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+    let mut client = stage.connect()?;
+    client.batch_execute("SET client_min_messages = error; DROP EXTENSION awa_queue CASCADE")?;
+    run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", DATABASE]).arg(&target))?;
+    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.adopt()")?;
+    let adopted: bool = client.query_one("SELECT awa.adopt()", &[])?.try_get(0)?;
+    ensure!(adopted, "adopt found nothing to do");
+    ensure!(picture(&mut client)? == original, "the restored database is not what it was");
+    complete(&mut client, scene.running[0])?;
+    verify_clean(&mut client)
 }
 
 // If this fails, a database made from a template runs the jobs of the template.

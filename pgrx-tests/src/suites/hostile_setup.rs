@@ -26,13 +26,31 @@ pub const WRITES: &[&str] = &[
     "SELECT awa.fail(1, 1, 'error')",
     "SELECT awa.snooze(1, 1, '1 s')",
     "SELECT awa.cancel(1)",
+    "SELECT awa.retry(1)",
+    "SELECT awa.delete_job(1)",
+    "SELECT awa.dlq_retry(1)",
+    "SELECT awa.dlq_retry_many('q')",
+    "SELECT awa.dlq_purge('q')",
+    "SELECT awa.retention()",
     "SELECT awa.create_queue('other')",
     "SELECT awa.alter_queue('q', max_attempts => 3)",
     "SELECT awa.pause_queue('q')",
     "SELECT awa.resume_queue('q')",
     "SELECT awa.drop_queue('q')",
+    "SELECT awa.promote_deferred()",
     "SELECT awa.rotate()",
+    "SELECT awa.carry_forward()",
     "SELECT awa.prune()",
+    "SELECT awa.rescue_expired_deadlines()",
+    "SELECT awa.rescue_stale_heartbeats()",
+    "SELECT awa.run_maintenance('rotate')",
+    "SELECT awa.add_segments(1)",
+    "SELECT awa.retry(1)",
+    "SELECT awa.delete_job(1)",
+    "SELECT awa.dlq_retry(1)",
+    "SELECT awa.dlq_retry_many()",
+    "SELECT awa.dlq_purge()",
+    "SELECT awa.retention()",
 ];
 
 /// A call of each function that reads, or changes memory only.
@@ -55,6 +73,10 @@ pub const READS: &[&str] = &[
 
 /// Those that are neither: no attempt is current where these are called, and an operator decides.
 pub const OTHERS: &[&str] = &["SELECT awa.extend(1, 1, '1 s')", "SELECT awa.rebuild()"];
+
+/// They answer wherever they are called, or have a case of their own.
+const UNLISTED: &[&str] =
+    &["version", "adopt", "jobs_insert", "announce", "doctor", "wake_maintenance", "maintenance_stats", "metrics", "pre_restore", "post_restore"];
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -95,7 +117,7 @@ pub fn every_function_is_in_the_lists(stage: &mut Stage<'_>) -> Result<()> {
     let rows = stage.connect()?.query("SELECT DISTINCT proname::text FROM pg_proc WHERE pronamespace = 'awa'::regnamespace", &[])?;
     let named = |name: &str| [WRITES, READS, OTHERS].concat().iter().any(|sql| sql.contains(&format!("awa.{name}(")));
     let there = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<String>, _>>()?;
-    let missing: Vec<_> = there.iter().filter(|name| !named(name) && !["version", "adopt", "jobs_insert"].contains(&name.as_str())).collect();
+    let missing: Vec<_> = there.iter().filter(|name| !named(name) && !UNLISTED.contains(&name.as_str())).collect();
     ensure!(!there.is_empty() && missing.is_empty(), "not in the lists: {missing:?}");
     Ok(())
 }
@@ -107,6 +129,13 @@ pub fn without_preloading_every_function_says_so(stage: &mut Stage<'_>) -> Resul
         let _configured = Configured::restart_with(stage, &[("shared_preload_libraries", "")])?;
         let mut client = stage.connect()?;
         all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "shared_preload_libraries")?;
+        let maintenance = ["SELECT awa.wake_maintenance()", "SELECT * FROM awa.stat_maintenance", "SELECT awa.metrics()"];
+        all_refused(&mut client, &maintenance, "55000", "shared_preload_libraries")?;
+        let found = client.query_one("SELECT status, hint FROM awa.doctor() WHERE check_name = 'preloaded'", &[])?;
+        ensure!(found.try_get::<_, String>(0)? == "error", "the doctor sees nothing wrong");
+        ensure!(found.try_get::<_, String>(1)?.contains("shared_preload_libraries"), "the doctor does not say what to do");
+        // A dump must be restorable here, too.
+        client.batch_execute("BEGIN; DROP EXTENSION awa_queue CASCADE; CREATE EXTENSION awa_queue; ROLLBACK")?;
         let version: String = client.query_one("SELECT awa.version()", &[])?.try_get(0)?;
         ensure!(!version.is_empty(), "no version");
     }

@@ -25,7 +25,7 @@ macro_rules! suites {
 
 suites! {
     surface: [every_exported_function_has_its_sql, a_dropped_database_gives_its_place_back];
-    oracle: [verify_sees_a_missing_claim, verify_sees_a_missing_job];
+    oracle: [verify_sees_a_missing_claim, verify_sees_a_missing_job, verify_sees_what_is_wrong_with_kept_jobs];
     visibility: [
         a_committed_enqueue_is_claimable, an_open_enqueue_is_not_claimable, a_rolled_back_enqueue_never_appears,
         rollback_to_savepoint_drops_only_its_jobs,
@@ -44,10 +44,12 @@ suites! {
         a_completion_in_a_dropped_queue_does_not_count_in_the_next, a_snapshot_claim_leaves_newer_jobs_that_were_given_back,
         a_job_cancelled_where_it_was_enqueued_never_runs, a_job_passed_by_while_its_cancel_rolls_back_comes_out,
         a_long_enqueue_watched_by_claimers_loses_no_row, a_pruned_segment_leaves_the_counts,
+        a_slot_is_good_after_a_prune_that_was_rolled_back,
     ];
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
-        every_acknowledged_job_has_one_end_over_rebuilds,
+        every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
+        every_acknowledged_job_has_one_end_under_maintenance,
     ];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
@@ -60,6 +62,14 @@ suites! {
         a_full_pool_hands_out_fewer_jobs_and_says_so, a_rolled_back_claim_that_filled_the_pool_can_be_claimed_again,
         jobs_given_back_to_a_paused_queue_do_not_stop_another, a_full_pool_still_cancels,
         a_pool_smaller_than_the_running_jobs_refuses_and_names_the_setting, too_many_queues_are_refused,
+    ];
+    rescue: [
+        a_pass_is_bounded_and_fair, a_job_that_cannot_be_rescued_stops_no_other, after_a_crash_every_attempt_has_a_grace,
+        a_locked_table_of_dead_letters_stops_only_its_jobs, a_carried_attempt_that_dies_shows_a_time,
+    ];
+    ring: [
+        a_queue_that_cannot_note_more_transactions_goes_on_in_a_new_segment, the_ring_grows_to_its_limit_goes_on_and_comes_back,
+        an_old_snapshot_keeps_no_segment, the_ledger_is_trimmed_now_and_then, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [
@@ -76,8 +86,19 @@ suites! {
     ];
     copies: [
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_marked_restore_is_left_alone_until_it_is_complete, a_restore_over_the_same_database_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
+    ];
+    maintainer: [
+        it_comes_with_the_commit_of_create_extension, it_leaves_with_the_extension_and_comes_with_the_next,
+        commands_that_need_an_empty_database_succeed, after_a_command_that_failed_it_comes_back,
+        segments_are_rotated_and_pruned_with_no_call_by_hand, a_stuck_job_is_given_back_with_no_call_by_hand,
+        an_idle_tick_costs_no_transaction_id_and_no_wal, a_reload_changes_its_interval_and_switches_it_off_and_on,
+        a_failing_task_does_not_stop_the_others, a_lock_in_the_way_is_no_failure, a_terminated_worker_comes_back,
+        after_a_crash_it_comes_back, a_standby_gets_one_when_it_is_promoted,
+        without_a_place_for_a_worker_it_says_so_and_comes_later, another_version_is_refused_loudly,
+        a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];

@@ -14,6 +14,29 @@ pub fn verify_sees_a_missing_job(stage: &mut Stage<'_>) -> Result<()> {
     sees_damage(stage, "ready_entries")
 }
 
+// If this fails, tests pass although a job that is kept as finished runs again, or kept jobs are lost.
+pub fn verify_sees_what_is_wrong_with_kept_jobs(stage: &mut Stage<'_>) -> Result<()> {
+    let mut client = stage.connect()?;
+    client.batch_execute("SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true)")?;
+    let fail = "SELECT awa.fail(job_id, run_lease, 'x') FROM awa.claim('letters')";
+    client.batch_execute("SELECT awa.enqueue('letters', 'k')")?;
+    client.batch_execute(fail)?;
+    stage.verify_clean()?;
+    stage.damaged = true;
+    client.batch_execute("CREATE TABLE letter AS TABLE awa.dlq_entries; SELECT awa.dlq_retry(job_id) FROM letter")?;
+    client.batch_execute("INSERT INTO awa.dlq_entries TABLE letter")?;
+    let problems = "SELECT string_agg(problem, ' ' ORDER BY problem) FROM awa.verify()";
+    let both: Option<String> = client.query_one(problems, &[])?.try_get(0)?;
+    ensure!(both.as_deref() == Some("counts finished_and_live"), "verify() found {both:?}");
+    client.batch_execute("DELETE FROM awa.dlq_entries")?;
+    client.batch_execute(fail)?;
+    stage.verify_clean()?;
+    client.batch_execute("DELETE FROM awa.dlq_entries")?;
+    let lost: Option<String> = client.query_one(problems, &[])?.try_get(0)?;
+    ensure!(lost.as_deref() == Some("counts"), "verify() found {lost:?}");
+    Ok(())
+}
+
 /// Empties the tables of one family.
 fn sees_damage(stage: &mut Stage<'_>, family: &str) -> Result<()> {
     let mut client = stage.connect()?;

@@ -206,3 +206,29 @@ pub fn a_pruned_segment_leaves_the_counts(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(said == ["rotated", "prune_started", "pruned"], "{said:?}");
     stage.verify_clean()
 }
+
+// If this fails, a prune that broke off half-way leaves sessions with the root of an index that is gone: they can use the slot no more.
+pub fn a_slot_is_good_after_a_prune_that_was_rolled_back(stage: &mut Stage<'_>) -> Result<()> {
+    let (mut client, mut other) = (stage.connect()?, stage.connect()?);
+    // So many that the index has a root above its leaves, which both sessions remember.
+    enqueue(&mut client, 2000)?;
+    enqueue(&mut other, 2000)?;
+    drain(&mut other)?;
+    client.batch_execute("SET awa.prune_grace = 0")?;
+    for call in ["rotate", "prune"] {
+        client.batch_execute(&format!("SELECT awa.{call}()"))?;
+    }
+    let mut transaction = client.transaction()?;
+    transaction.batch_execute("SELECT awa.prune()")?;
+    transaction.rollback()?;
+    for call in ["prune", "rotate", "prune", "prune", "rotate"] {
+        client.batch_execute(&format!("SELECT awa.{call}()"))?;
+    }
+    let slots = client.query("SELECT slot FROM awa.stat_segments WHERE state = 'open'", &[])?;
+    ensure!(slots.len() == 1, "no open segment");
+    for session in [&mut client, &mut other] {
+        enqueue(session, 100)?;
+        ensure!(drain(session)?.len() == 100, "jobs are missing");
+    }
+    stage.verify_clean()
+}

@@ -5,10 +5,11 @@
 
 mod actions;
 mod book;
+mod carrier;
 mod operator;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub enum Mischief {
     Usual,
     /// The same, and rebuilds.
     Rebuilds,
+    /// The same, and jobs are carried out of their segments all the time.
+    Carries,
 }
 
 // If this fails, jobs are lost, run twice, or counted wrongly in ordinary use with failures.
@@ -53,20 +56,60 @@ pub fn every_acknowledged_job_has_one_end_over_rebuilds(stage: &mut Stage<'_>) -
     run(stage, Mischief::Rebuilds)
 }
 
+// If this fails, jobs are lost or doubled, or workers lose their leases, when segments are emptied under them.
+pub fn every_acknowledged_job_has_one_end_while_segments_are_emptied(stage: &mut Stage<'_>) -> Result<()> {
+    // Whatever is due in more than two seconds waits outside the ring.
+    configured(stage, &[("awa.deferral", "2s")], |stage| run(stage, Mischief::Carries))
+}
+
+// If this fails, the maintainer, which does everything by itself and all the time, harms jobs.
+pub fn every_acknowledged_job_has_one_end_under_maintenance(stage: &mut Stage<'_>) -> Result<()> {
+    let hasty = [
+        ("awa.maintenance", "on"),
+        ("awa.maintenance_interval", "10ms"),
+        ("awa.rotate_age", "1s"),
+        ("awa.rotate_size", "1MB"),
+        ("awa.ring_segments", "4"),
+        ("awa.prune_grace", "0"),
+        ("awa.deferral", "2s"),
+    ];
+    configured(stage, &hasty, |stage| run(stage, Mischief::Carries))
+}
+
+/// Runs with other settings of the server, and puts them back.
+fn configured(stage: &mut Stage<'_>, settings: &[(&str, &str)], body: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+    let mut client = stage.connect()?;
+    for (name, value) in settings {
+        client.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'"))?;
+    }
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    drop(client);
+    let result = body(stage);
+    let mut client = stage.connect()?;
+    for (name, _) in settings {
+        client.batch_execute(&format!("ALTER SYSTEM RESET {name}"))?;
+    }
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    result
+}
+
 fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
     let steps = number("AWA_STRESS_STEPS", 250);
     println!("        stress_mixed: AWA_SEED={seed} AWA_STRESS_STEPS={steps}");
-    stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms')")?;
+    stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms', dead_letters => true)")?;
     // The kind is known before any snapshot that a worker will keep.
     stage.connect()?.batch_execute("SELECT awa.cancel(awa.enqueue('q', 'stress'))")?;
     let book = Book::default();
-    let pids: Vec<AtomicI32> = (0..WORKERS).map(|_| AtomicI32::new(0)).collect();
+    book.far.store(mischief == Mischief::Carries, Ordering::Relaxed);
+    let carried = AtomicU64::new(0);
+    let pids: Vec<AtomicI32> = (0..=WORKERS).map(|_| AtomicI32::new(0)).collect();
     let config = stage.config();
     let over = AtomicBool::new(false);
     let results: Vec<Result<()>> = thread::scope(|scope| {
         let workers: Vec<_> = pids
             .iter()
+            .take(WORKERS)
             .enumerate()
             .map(|(number, pid)| {
                 let (book, config) = (&book, &config);
@@ -75,6 +118,8 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
             })
             .collect();
         let operator = (mischief != Mischief::None).then(|| scope.spawn(|| operator::run(seed, mischief, &config, &pids, &over)));
+        let carrier = pids.get(WORKERS).filter(|_| mischief == Mischief::Carries);
+        let carrier = carrier.map(|pid| scope.spawn(|| carrier::run(seed, &config, pid, &over, &carried)));
         let mut results: Vec<Result<()>> = Vec::new();
         for worker in workers {
             results.push(match worker {
@@ -84,12 +129,17 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
         }
         over.store(true, Ordering::Relaxed);
         results.extend(operator.map(|operator| operator.join().unwrap_or_else(|_| Err(anyhow!("the operator panicked")))));
+        results.extend(carrier.map(|carrier| carrier.join().unwrap_or_else(|_| Err(anyhow!("the carrier panicked")))));
         results
     });
     results.into_iter().collect::<Result<Vec<()>>>()?;
     stage.connect()?.batch_execute(&QUEUES.map(|queue| format!("SELECT awa.resume_queue('{queue}');")).concat())?;
     settle(stage)?;
     stage.verify_clean()?;
+    if mischief == Mischief::Carries {
+        println!("        {} jobs were carried", carried.load(Ordering::Relaxed));
+        ensure!(carried.load(Ordering::Relaxed) > 0, "nothing was carried");
+    }
     let before = counts(stage)?;
     stage.connect()?.batch_execute("SELECT awa.rebuild()")?;
     stage.verify_clean()?;
@@ -98,14 +148,22 @@ fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
     book.finish_open_attempts(&mut stage.connect()?)?;
     drain(&book, &mut stage.connect()?)?;
     stage.verify_clean()?;
+    book.check_history(&history(stage)?)?;
     book.balance()
+}
+
+/// Identifiers of all finished jobs that are shown, wherever they lie.
+fn history(stage: &Stage<'_>) -> Result<Vec<i64>> {
+    let sql = "SELECT job_id FROM awa.terminal_jobs UNION ALL SELECT job_id FROM awa.dlq";
+    let rows = stage.connect()?.query(sql, &[])?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
 /// Killed sessions may take a moment to go.
 fn settle(stage: &Stage<'_>) -> Result<()> {
     let mut client = stage.connect()?;
     let gone = wait_until(Duration::from_secs(30), || {
-        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
         client.query_one(others, &[]).is_ok_and(|row| row.try_get::<_, i64>(0).is_ok_and(|count| count == 0))
     });
     ensure!(gone, "sessions of workers are still there");
@@ -124,6 +182,7 @@ fn drain(book: &Book, client: &mut Client) -> Result<()> {
     let empty = wait_until(Duration::from_secs(60), || {
         let mut round = || -> Result<bool> {
             let since = book.now();
+            client.batch_execute("SELECT awa.promote_deferred()")?;
             let rows = client.query(claim, &[&QUEUES.as_slice()])?;
             for row in &rows {
                 let attempt = book.delivered(row, since)?;

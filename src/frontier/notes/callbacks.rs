@@ -198,6 +198,8 @@ impl Tally {
                 totals.completed += change.totals.completed;
                 totals.failed_attempts += change.totals.failed_attempts;
                 totals.snoozed += change.totals.snoozed;
+                totals.rescued += change.totals.rescued;
+                totals.carried += change.totals.carried;
                 queue.waiters
             };
             if waiters > 0 && change.appended > 0 {
@@ -215,6 +217,25 @@ pub fn add_counts(to: &mut Counts, change: &Counts) {
     to.completed += change.completed;
     to.failed += change.failed;
     to.cancelled += change.cancelled;
+    to.dead_lettered += change.dead_lettered;
+}
+
+/// Counts finished jobs; other ends leave no history.
+pub fn count_finished(counts: &mut Counts, outcome: Outcome, jobs: i64) {
+    match outcome {
+        Outcome::Completed => counts.completed += jobs,
+        Outcome::Failed => counts.failed += jobs,
+        Outcome::Cancelled => counts.cancelled += jobs,
+        Outcome::DeadLettered => counts.dead_lettered += jobs,
+        Outcome::Retry | Outcome::Snooze | Outcome::Moved | Outcome::Redriven | Outcome::Removed => {}
+    }
+}
+
+pub fn take_off(counts: &mut Counts, gone: &Counts) {
+    counts.completed -= gone.completed;
+    counts.failed -= gone.failed;
+    counts.cancelled -= gone.cancelled;
+    counts.dead_lettered -= gone.dead_lettered;
 }
 
 pub fn waiting(counts: &mut Counts, sub: SubLane) -> &mut i64 {
@@ -243,25 +264,22 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             change.totals.claimed += 1;
         }
         Note::HistoryGone { queue, queue_id, counts } => {
-            let change = &mut tally.of(queue, queue_id).counts;
-            change.completed -= counts.completed;
-            change.failed -= counts.failed;
-            change.cancelled -= counts.cancelled;
+            take_off(&mut tally.of(queue, queue_id).counts, &counts);
+        }
+        Note::Superseding { entry, queue, queue_id, ended } => {
+            drop_entry(frontier, entry);
+            let mut gone = Counts::default();
+            count_finished(&mut gone, ended, 1);
+            take_off(&mut tally.of(queue, queue_id).counts, &gone);
         }
         Note::Closing { entry, queue, queue_id, outcome } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
             change.counts.running -= 1;
+            count_finished(&mut change.counts, outcome, 1);
             match outcome {
-                Outcome::Completed => {
-                    change.counts.completed += 1;
-                    change.totals.completed += 1;
-                }
-                Outcome::Failed => {
-                    change.counts.failed += 1;
-                    change.totals.failed_attempts += 1;
-                }
-                Outcome::Cancelled => change.counts.cancelled += 1,
+                Outcome::Completed => change.totals.completed += 1,
+                Outcome::Failed | Outcome::DeadLettered => change.totals.failed_attempts += 1,
                 // The next copy of the same job is no new job.
                 Outcome::Retry => {
                     change.totals.failed_attempts += 1;
@@ -271,14 +289,32 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                     change.totals.snoozed += 1;
                     change.totals.enqueued = change.totals.enqueued.wrapping_sub(1);
                 }
-                Outcome::Moved => {}
+                Outcome::Cancelled | Outcome::Moved | Outcome::Redriven | Outcome::Removed => {}
             }
         }
-        Note::Guard { entry, queue, queue_id, sub, .. } => {
+        Note::Rescued { queue, queue_id } => tally.of(queue, queue_id).totals.rescued += 1,
+        Note::Guard { entry, queue, queue_id, sub, outcome, .. } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) -= 1;
-            change.counts.cancelled += 1;
+            if outcome == Outcome::Moved {
+                change.totals.enqueued = change.totals.enqueued.wrapping_sub(1);
+                change.totals.carried += 1;
+            } else {
+                change.counts.cancelled += 1;
+            }
+        }
+        Note::Moving { old, new, queue, queue_id } => {
+            if frontier.with_partition(old.partition, |partition| partition.finish_move(old, new)) {
+                frontier.return_entries(queue, 1);
+            }
+            tally.of(queue, queue_id).totals.carried += 1;
+        }
+        Note::Undeferred { queue, queue_id, rows } => {
+            let change = tally.of(queue, queue_id);
+            change.counts.scheduled -= rows;
+            change.totals.enqueued = change.totals.enqueued.wrapping_sub(rows as u64);
+            change.totals.carried += rows as u64;
         }
         Note::QueueCreated { queue } => {
             let mut queue = frontier.queue(queue);
@@ -306,6 +342,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
                 frontier.queue(place).forget_generation(generation);
             }
         }),
+        Note::FrontierVoid => build::void(frontier),
         Note::SegmentPruned { generation, slot } => {
             frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));
             frontier.set_tombstones(slot, false);
@@ -350,7 +387,7 @@ fn forget_queue(frontier: &Frontier, queue: u16) {
 
 fn undo(frontier: &Frontier, note: Note) {
     match note {
-        Note::Enqueued { .. } | Note::QueueSettings { .. } => {}
+        Note::Enqueued { .. } | Note::Undeferred { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
         Note::Claimed { entry, queue, published, .. } => {
             if published {
                 give_back(frontier, entry, queue);
@@ -380,6 +417,13 @@ fn undo(frontier: &Frontier, note: Note) {
                 frontier.return_entries(queue, 1);
             }
         }
+        // A scan may have passed the guard: the row has ended all the same.
+        Note::Superseding { entry, .. } => drop_entry(frontier, entry),
+        Note::Moving { old, new, queue, .. } => {
+            if frontier.with_partition(old.partition, |partition| partition.abandon_move(old, new)) {
+                frontier.return_entries(queue, 1);
+            }
+        }
         Note::QueueCreated { queue } => frontier.queue(queue).clear(),
         Note::QueueDropped { queue } => {
             let mut queue = frontier.queue(queue);
@@ -387,8 +431,11 @@ fn undo(frontier: &Frontier, note: Note) {
                 queue.existence = Existence::Live;
             }
         }
-        Note::SegmentOpened { .. } | Note::SegmentPruneStarted { .. } | Note::SegmentPruned { .. } | Note::HistoryGone { .. } => {
-        }
+        Note::SegmentOpened { .. }
+        | Note::SegmentPruneStarted { .. }
+        | Note::SegmentPruned { .. }
+        | Note::HistoryGone { .. }
+        | Note::FrontierVoid => {}
     }
 }
 

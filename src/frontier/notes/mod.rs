@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::pg::scan::{XidState, xid_state};
 use crate::pg::xact;
 
-pub use callbacks::{add_counts, give_back, register_callbacks, waiting};
+pub use callbacks::{add_counts, count_finished, give_back, register_callbacks, take_off, waiting};
 pub use prepared::{note_prepared, settle_prepared};
 
 #[derive(Clone, Copy)]
@@ -45,12 +45,39 @@ pub enum Note {
         queue_id: i32,
         outcome: Outcome,
     },
+    /// Besides `Closing`: who ended the attempt was rescue.
+    Rescued {
+        queue: u16,
+        queue_id: i32,
+    },
+    /// A copy that is ended without having been claimed: cancelled, or moved. A moved one comes with a note of what was appended.
     Guard {
         entry: EntryRef,
         queue: u16,
         queue_id: i32,
         sub: SubLane,
         was_hole: bool,
+        outcome: Outcome,
+    },
+    /// A running attempt on its way into another segment.
+    Moving {
+        old: EntryRef,
+        new: EntryRef,
+        queue: u16,
+        queue_id: i32,
+    },
+    /// Jobs taken out of `awa.deferred_jobs`, to be appended.
+    Undeferred {
+        queue: u16,
+        queue_id: i32,
+        rows: i64,
+    },
+    /// A finished job of the ring is tried again or deleted: its history goes.
+    Superseding {
+        entry: EntryRef,
+        queue: u16,
+        queue_id: i32,
+        ended: Outcome,
     },
     QueueCreated {
         queue: u16,
@@ -68,7 +95,7 @@ pub enum Note {
     SegmentPruneStarted {
         generation: i64,
     },
-    /// History of a queue that leaves with a segment.
+    /// Finished jobs of a queue that are counted no more.
     HistoryGone {
         queue: u16,
         queue_id: i32,
@@ -78,6 +105,8 @@ pub enum Note {
         generation: i64,
         slot: i32,
     },
+    /// What memory says is void: the log was changed behind its back.
+    FrontierVoid,
 }
 
 #[derive(Clone, Copy)]
@@ -180,7 +209,11 @@ pub fn touches(place: u16) -> bool {
             Note::Enqueued { queue, .. }
             | Note::Claimed { queue, .. }
             | Note::Closing { queue, .. }
-            | Note::Guard { queue, .. } => queue == place,
+            | Note::Guard { queue, .. }
+            | Note::Superseding { queue, .. }
+            | Note::Moving { queue, .. }
+            | Note::Undeferred { queue, .. }
+            | Note::HistoryGone { queue, .. } => queue == place,
             _ => false,
         })
     })
@@ -230,6 +263,19 @@ pub fn publish_last() {
 pub fn retract_last() {
     NOTES.with_borrow_mut(|notes| {
         notes.pop();
+    });
+}
+
+/// The attempt that this transaction is ending just now ends in another way.
+pub fn amend_last_closing(other: Outcome) {
+    NOTES.with_borrow_mut(|notes| {
+        let last = notes.iter_mut().rev().find_map(|noted| match &mut noted.note {
+            Note::Closing { outcome, .. } => Some(outcome),
+            _ => None,
+        });
+        if let Some(outcome) = last {
+            *outcome = other;
+        }
     });
 }
 

@@ -17,7 +17,7 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::{Result, reserve};
 use crate::frontier::notes::{self, Held, Note, Turn};
-use crate::frontier::{Frontier, SegmentInfo, wait_event};
+use crate::frontier::{Asked, Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
 use crate::pg::rel::{Index, Lock, Rel};
 use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
@@ -214,6 +214,7 @@ impl<'f> Taker<'f> {
             Some((from, horizon, room, appending, head))
         });
         let Some((from, horizon, room, appending, old_head)) = begun else {
+            self.ask_if_gaps_are_full(track);
             self.avoid.push(track);
             return Ok(());
         };
@@ -222,9 +223,18 @@ impl<'f> Taker<'f> {
         notes::end_turn(self.frontier);
         let moved = reached.cursor > from || old_head.is_none_or(|head| reached.next_head != head);
         if reached.stuck || (!moved && self.taken.len() == before) {
+            self.ask_if_gaps_are_full(track);
             self.avoid.push(track);
         }
         Ok(())
+    }
+
+    /// A lane that can note no further unfinished transaction goes on in the next segment.
+    fn ask_if_gaps_are_full(&self, track: TrackId) {
+        let full = self.with_queue(|queue, _| queue.gaps_are_full());
+        if full {
+            self.frontier.ask_for_rotation(track.generation, Asked::GapsFull);
+        }
     }
 
     fn scan_rows(
@@ -486,7 +496,7 @@ pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
 }
 
 /// Was this copy closed without ever having been claimed?
-fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
     let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
     let index = Index::open(&rel, segment.closures_index)?;
     let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;

@@ -3,7 +3,7 @@
 //! Entries live in partitions, by job; the caller holds the partition's lock. An entry is found by `(job_id, hop)` and named by
 //! `(slot, stamp)`: a stale name finds nothing, so a late callback can never touch a newer entry.
 
-use crate::lane::Lane;
+use crate::lane::{BORN_CLAIMED, Lane};
 use crate::lifecycle::Outcome;
 use crate::queue::NOBODY;
 
@@ -14,7 +14,7 @@ pub enum State {
     Claimed,
     /// Came back: claimable, linked into its lane.
     Hole,
-    /// Being cancelled without ever having been claimed.
+    /// Being cancelled or carried without being claimed; or the copy of a running attempt that is being carried.
     Guard,
 }
 
@@ -85,6 +85,12 @@ impl Entry {
     pub fn stamp(&self) -> u32 {
         self.stamp
     }
+
+    /// Does the attempt with this lease run, for all that its worker can know? One that is being carried does.
+    pub fn is_alive(&self, lease: i64) -> bool {
+        let carried = self.closing == Some(Outcome::Moved) && !mutant!("heartbeat_lost_in_carry");
+        self.state == State::Claimed && self.lease == lease && (self.close_xid == 0 || carried)
+    }
 }
 
 /// Names one entry for good.
@@ -99,11 +105,13 @@ pub struct EntryRef {
 pub struct PartitionHead {
     free: u32,
     pub used: u32,
+    /// No entry in use has a slot as high as this.
+    pub reach: u32,
 }
 
 impl PartitionHead {
     pub const fn new() -> Self {
-        Self { free: NOBODY, used: 0 }
+        Self { free: NOBODY, used: 0, reach: 0 }
     }
 }
 
@@ -137,6 +145,7 @@ impl Partition<'_> {
     pub fn reset(&mut self) {
         self.buckets.fill(NOBODY);
         self.head.used = 0;
+        self.head.reach = 0;
         self.head.free = NOBODY;
         for (slot, entry) in self.entries.iter_mut().enumerate().rev() {
             let stamp = entry.stamp.wrapping_add(1);
@@ -185,6 +194,7 @@ impl Partition<'_> {
             *bucket = slot;
         }
         self.head.used += 1;
+        self.head.reach = self.head.reach.max(slot + 1);
         Ok(slot)
     }
 
@@ -213,7 +223,66 @@ impl Partition<'_> {
             *place = Entry { stamp, next: self.head.free, ..Entry::free() };
             self.head.free = slot;
             self.head.used -= 1;
+            if self.head.used == 0 {
+                self.head.reach = 0;
+            }
         }
+    }
+
+    /// Begins to carry a running attempt into another segment: its entry is marked as ending by this transaction, and a guard stands
+    /// for the next copy, which is born claimed. Both change under one lock. `Exists(old.slot)`: it is no longer as the caller saw it.
+    pub fn begin_move(&mut self, old: EntryRef, xid: u64, generation: i64) -> Result<u32, InsertRefusal> {
+        let Some(entry) = self.named(old).filter(|entry| entry.state == State::Claimed && entry.close_xid == 0).copied() else {
+            return Err(InsertRefusal::Exists(old.slot));
+        };
+        let copy = Entry {
+            hop: entry.hop + 1,
+            generation,
+            key: BORN_CLAIMED,
+            tid: 0,
+            state: State::Guard,
+            claim_xid: 0,
+            close_xid: xid,
+            closing: Some(Outcome::Moved),
+            passed: false,
+            ..entry
+        };
+        let slot = self.insert(copy)?;
+        if let Some(entry) = self.named(old).filter(|_| !mutant!("finisher_does_not_wait_for_carrier")) {
+            entry.close_xid = xid;
+            entry.closing = Some(Outcome::Moved);
+        }
+        Ok(slot)
+    }
+
+    /// The carrier has committed: the new entry takes over what the old one knows by now, and the old one goes. True: it was there.
+    pub fn finish_move(&mut self, old: EntryRef, new: EntryRef) -> bool {
+        let Some(source) = self.named(old).copied() else { return false };
+        if let Some(target) = self.named(new) {
+            target.state = State::Claimed;
+            target.close_xid = 0;
+            target.closing = None;
+            if !mutant!("extension_lost_in_carry") {
+                target.deadline = source.deadline;
+                target.heartbeat_at = source.heartbeat_at;
+                target.process = source.process;
+            }
+        }
+        self.free(old.slot);
+        true
+    }
+
+    /// The carrier has rolled back. True: the new entry was there.
+    pub fn abandon_move(&mut self, old: EntryRef, new: EntryRef) -> bool {
+        if let Some(source) = self.named(old) {
+            source.close_xid = 0;
+            source.closing = None;
+        }
+        let there = self.named(new).is_some();
+        if there {
+            self.free(new.slot);
+        }
+        there
     }
 
     pub fn get(&self, slot: u32) -> Option<&Entry> {
@@ -248,6 +317,10 @@ impl Partition<'_> {
         }
         if seen != self.head.used as usize {
             return Err("chains and the number of used entries disagree");
+        }
+        let beyond = self.entries.get(self.head.reach as usize..).unwrap_or(&[]);
+        if beyond.iter().any(|entry| entry.state != State::Free) {
+            return Err("an entry lies beyond the reach of its partition");
         }
         let mut at = self.head.free;
         while let Some(entry) = self.entries.get(at as usize) {

@@ -26,6 +26,9 @@ impl Lane {
     }
 }
 
+/// Key of a copy that carries its lease from another segment: below every scan, so that nobody is offered it. No producer gets it.
+pub const BORN_CLAIMED: i64 = i64::MIN;
+
 /// A place in a lane's index: rows of equal key are ordered by their tuple identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
@@ -34,7 +37,8 @@ pub struct Position {
 }
 
 impl Position {
-    pub const START: Self = Self { key: i64::MIN, tid: 0 };
+    /// Before the first row that a scan may offer, and above every row that is born claimed.
+    pub const START: Self = Self { key: BORN_CLAIMED + 1, tid: 0 };
 
     pub fn at(key: i64, tid: u64) -> Self {
         Self { key, tid }

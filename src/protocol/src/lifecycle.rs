@@ -10,6 +10,12 @@ pub enum Outcome {
     Failed = b'f',
     Cancelled = b'c',
     Moved = b'm',
+    /// Failed for good, and kept as a dead letter: the job has left the ring.
+    DeadLettered = b'l',
+    /// A finished job is tried again: its next copy was appended. Supersedes the evidence of the end.
+    Redriven = b'v',
+    /// A finished job was deleted. Supersedes the evidence of the end.
+    Removed = b'x',
 }
 
 impl Outcome {
@@ -21,13 +27,35 @@ impl Outcome {
             b'f' => Self::Failed,
             b'c' => Self::Cancelled,
             b'm' => Self::Moved,
+            b'l' => Self::DeadLettered,
+            b'v' => Self::Redriven,
+            b'x' => Self::Removed,
             _ => return None,
         })
     }
 
     /// The job is finished, not only this copy of it.
     pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::DeadLettered | Self::Removed)
+    }
+
+    /// The finished job is shown and counted where its copy lies.
+    pub fn is_history(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// An operator may have the job tried again.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Failed | Self::Cancelled | Self::DeadLettered)
+    }
+
+    /// May this evidence follow that one for the same copy? Then this one counts, whatever the order of the rows.
+    pub fn supersedes(self, before: Self) -> bool {
+        match self {
+            Self::Redriven => matches!(before, Self::Failed | Self::Cancelled),
+            Self::Removed => before.is_history(),
+            _ => false,
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -38,6 +66,9 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Moved => "moved",
+            Self::DeadLettered => "dead_lettered",
+            Self::Redriven => "redriven",
+            Self::Removed => "removed",
         }
     }
 }
@@ -47,6 +78,15 @@ impl Outcome {
 pub enum FailureVerdict {
     Retry,
     Failed,
+}
+
+impl FailureVerdict {
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Retry => Outcome::Retry,
+            Self::Failed => Outcome::Failed,
+        }
+    }
 }
 
 /// Exhaustion is decided here and nowhere else. `attempt` is the number of the attempt that failed, from 1.

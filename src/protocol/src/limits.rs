@@ -31,5 +31,23 @@ pub const TAG_BYTES: usize = 200;
 pub const PAYLOAD_BYTES: usize = 16 * 1024 * 1024;
 /// Same `run_at` in a row: keys are spread over this many microseconds, so that a tie is never long.
 pub const TIE_SPREAD: u32 = 1024;
+/// Finished jobs that one step of retention deletes from each table.
+pub const RETENTION_ROWS: usize = 1000;
+/// Jobs that one step of carry-forward moves, or of the way back from `awa.deferred_jobs`.
+pub const JOBS_PER_CARRY: usize = 512;
 /// Steps of the walk that keeps holes in order.
 pub const HOLE_WALK: u32 = 64;
+/// Tasks of maintenance.
+pub const TASKS: usize = 16;
+/// Steps that a task may take one after the other while it says that there is more to do; then it waits for the next tick.
+pub const STEPS_PER_PASS: u32 = 64;
+/// Databases that may be kept free of maintenance at the same time, by commands that need them empty.
+pub const HELD_DATABASES: usize = 32;
+/// Messages to the launcher that it has not read; beyond them it looks at all databases.
+pub const ANNOUNCED_DATABASES: usize = 64;
+/// Attempts that one step of rescue ends.
+pub const RESCUES_PER_STEP: usize = 500;
+/// Jobs that a session remembers as set aside, because rescue failed on them.
+pub const SET_ASIDE: usize = 1024;
+/// Slots of the in-flight pool that a sweep looks at under one lock.
+pub const SLOTS_PER_LOOK: usize = 256;

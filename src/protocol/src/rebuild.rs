@@ -3,42 +3,13 @@
 //! A segment is read by itself: evidence first, then its ready entries twice (`first_pass` finds how far each track was claimed,
 //! `second_pass` finds the unclaimed rows below that, which become holes). The same fold serves `verify()`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 
-use crate::lane::{Lane, Position};
+pub use crate::closed::Copy_;
+use crate::closed::{ClosedCopies, Closure, CopyMap};
+use crate::lane::{BORN_CLAIMED, Lane, Position};
 use crate::lifecycle::Outcome;
 use crate::queue::{NO_KEY, TrackId};
-
-/// A copy of a job.
-pub type Copy_ = (i64, i32);
-
-/// Job identifiers are spread already: one multiplication is hash enough.
-#[derive(Default, Clone, Copy)]
-pub struct CopyHasher(u64);
-
-impl Hasher for CopyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_i64(&mut self, n: i64) {
-        self.write_u64(n as u64);
-    }
-    fn write_i32(&mut self, n: i32) {
-        self.write_u64(n as u64);
-    }
-    fn write_u64(&mut self, n: u64) {
-        let mixed = (self.0 ^ n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = mixed ^ (mixed >> 29);
-    }
-}
-
-type CopyMap<V> = HashMap<Copy_, V, BuildHasherDefault<CopyHasher>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenClaim {
@@ -82,8 +53,7 @@ pub struct TrackFold {
 #[derive(Default)]
 pub struct SegmentFold {
     pub generation: i64,
-    /// The flag: closed without ever having been claimed, so it says nothing about the cursor.
-    closed: CopyMap<(Outcome, bool)>,
+    closed: ClosedCopies,
     open: CopyMap<OpenClaim>,
     /// Copies closed twice: each is a difference that `verify()` names.
     pub closed_twice: Vec<Copy_>,
@@ -95,32 +65,59 @@ impl SegmentFold {
         Self { generation, ..Self::default() }
     }
 
+    /// A finished copy may be closed once more, when the job is tried again or deleted: that evidence counts.
     /// `unclaimed`: the closure carries a tombstone, for claimers that have not reached the row.
     pub fn closure(&mut self, job_id: i64, hop: i32, outcome: Outcome, unclaimed: bool) {
-        if self.closed.insert((job_id, hop), (outcome, unclaimed)).is_some() {
+        let Some(before) = self.closed.close(job_id, hop, Closure { outcome, unclaimed }) else { return };
+        if outcome.supersedes(before.outcome) {
+            // What was never claimed stays so: the cursor has not passed it.
+            let unclaimed = before.unclaimed && !mutant!("superseded_counts_as_claimed");
+            self.closed.close(job_id, hop, Closure { outcome, unclaimed });
+        } else if before.outcome.supersedes(outcome) && !mutant!("superseding_evidence_lost") {
+            self.closed.close(job_id, hop, Closure { outcome: before.outcome, unclaimed });
+        } else {
             self.closed_twice.push((job_id, hop));
+        }
+    }
+
+    /// The evidence of nearly all jobs: a claimed copy that was completed. False: out of memory.
+    pub fn completed(&mut self, job_id: i64, hop: i32) -> bool {
+        if hop != 0 {
+            self.closure(job_id, hop, Outcome::Completed, false);
+            return true;
+        }
+        match self.closed.complete_first(job_id) {
+            Some(true) => true,
+            Some(false) => {
+                let deleted = self.closed.get(job_id, hop).is_some_and(|known| known.outcome.supersedes(Outcome::Completed));
+                if !deleted {
+                    self.closed_twice.push((job_id, hop));
+                }
+                true
+            }
+            None => false,
         }
     }
 
     /// A copy may have been claimed more than once (a rescue gives a new hop, a lost claim leaves no row): the last claim counts.
     pub fn claim(&mut self, job_id: i64, hop: i32, claim: OpenClaim) {
         // Closures are read first: what is closed need not be remembered as claimed.
-        if !self.closed.contains_key(&(job_id, hop)) {
+        if self.closed.get(job_id, hop).is_none() {
             self.open.insert((job_id, hop), claim);
         }
     }
 
     /// Room for evidence of this many copies; false: out of memory.
     pub fn reserve(&mut self, copies: usize) -> bool {
-        self.closed.try_reserve(copies).is_ok() && self.open.try_reserve(copies).is_ok()
+        self.closed.reserve_others(copies) && self.open.try_reserve(copies).is_ok()
     }
 
     pub fn fate(&self, job_id: i64, hop: i32) -> Fate {
         if self.closed.is_empty() && self.open.is_empty() {
             return Fate::Ready;
         }
-        if let Some((outcome, _)) = self.closed.get(&(job_id, hop)).filter(|_| !mutant!("closures_ignored")) {
-            return Fate::Closed(*outcome);
+        if let Some(closure) = self.closed.get(job_id, hop).filter(|_| !mutant!("closures_ignored")) {
+            return Fate::Closed(closure.outcome);
         }
         self.open.get(&(job_id, hop)).filter(|_| !mutant!("claims_ignored")).map_or(Fate::Ready, |claim| Fate::Open(*claim))
     }
@@ -137,8 +134,14 @@ impl SegmentFold {
     /// All committed ready entries, in any order. The second pass is for where `needs_second_pass`.
     pub fn first_pass(&mut self, row: &ReadyRow) -> Fate {
         let fate = self.fate(row.job_id, row.hop);
-        let unclaimed = matches!(self.closed.get(&(row.job_id, row.hop)), Some((_, true)));
+        let unclaimed = self.closed.get(row.job_id, row.hop).is_some_and(|closure| closure.unclaimed);
         let track = self.tracks.entry(row.lane).or_default();
+        if row.position.key == BORN_CLAIMED && !mutant!("cursor_from_born_claimed") {
+            // No scan has anything to do with it: it says nothing about the track, only that its attempt runs or has ended.
+            track.ready += i64::from(fate == Fate::Ready);
+            track.running += i64::from(matches!(fate, Fate::Open(_)));
+            return fate;
+        }
         track.last = track.last.max(Some(row.position.key));
         match fate {
             Fate::Ready => {
@@ -165,6 +168,10 @@ impl SegmentFold {
         let Some(track) = self.tracks.get_mut(&row.lane) else { return false };
         if !matches!(fate, Fate::Ready) {
             return false;
+        }
+        if row.position.key == BORN_CLAIMED {
+            // Its claim is missing: better that the job runs again than never.
+            return true;
         }
         if track.cursor.is_some_and(|cursor| row.position <= cursor) && !mutant!("rows_below_cursor_forgotten") {
             return true;
@@ -214,5 +221,51 @@ mod tests {
         assert!(fold.closed_twice.is_empty());
         fold.closure(3, 0, Outcome::Failed, false);
         assert_eq!(fold.closed_twice, vec![(3, 0)]);
+    }
+
+    #[test]
+    fn superseding_evidence_wins_in_either_order() {
+        for (end, unclaimed, later) in [
+            (Outcome::Failed, false, Outcome::Redriven),
+            (Outcome::Cancelled, true, Outcome::Redriven),
+            (Outcome::Cancelled, true, Outcome::Removed),
+            (Outcome::Completed, false, Outcome::Removed),
+        ] {
+            for later_first in [false, true] {
+                let mut fold = SegmentFold::new(3);
+                if later_first {
+                    fold.closure(1, 0, later, false);
+                }
+                match end {
+                    Outcome::Completed => assert!(fold.completed(1, 0)),
+                    end => fold.closure(1, 0, end, unclaimed),
+                }
+                if !later_first {
+                    fold.closure(1, 0, later, false);
+                }
+                assert_eq!(fold.first_pass(&row(1, 10)), Fate::Closed(later));
+                assert!(fold.closed_twice.is_empty());
+                // The row of a job that was cancelled while it waited says nothing about the cursor, then as before.
+                assert_eq!(fold.standing(8).0 == Position::START, unclaimed);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_end_of_a_job_can_be_superseded_and_once() {
+        for (first, second) in [
+            (Outcome::Completed, Outcome::Redriven),
+            (Outcome::DeadLettered, Outcome::Redriven),
+            (Outcome::Retry, Outcome::Redriven),
+            (Outcome::Moved, Outcome::Removed),
+            (Outcome::Redriven, Outcome::Redriven),
+            (Outcome::Redriven, Outcome::Removed),
+            (Outcome::Failed, Outcome::Moved),
+        ] {
+            let mut fold = SegmentFold::new(3);
+            fold.closure(1, 0, first, false);
+            fold.closure(1, 0, second, false);
+            assert_eq!(fold.closed_twice, vec![(1, 0)], "{first:?}, then {second:?}");
+        }
     }
 }

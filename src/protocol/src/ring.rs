@@ -115,12 +115,75 @@ impl Ring {
         }
     }
 
-    /// The segment a prune should look at: one whose truncation was begun, else the oldest sealed one.
-    pub fn prune_candidate(&self) -> Option<&Segment> {
-        self.segments
-            .iter()
-            .find(|segment| segment.state == SegmentState::PruneStarted)
-            .or_else(|| self.segments.iter().find(|segment| segment.state == SegmentState::Sealed))
+    /// In the order in which a prune should look at them: those whose truncation was begun, then the sealed ones, each the oldest first.
+    pub fn prune_order(&self) -> impl Iterator<Item = &Segment> {
+        let of = |state| self.segments.iter().filter(move |segment| segment.state == state);
+        of(SegmentState::PruneStarted).chain(of(SegmentState::Sealed))
+    }
+
+    /// Makes room for the rows to come, if the limits allow. Up to `segments` freely; beyond only when waiting for an old one does
+    /// not help: none is about to be freed, or it has been waited for already.
+    pub fn make_room(&self, limits: &Limits, due: Due, one_is_being_freed: bool) -> Room {
+        if let Rotation::Open { generation, slot } = self.rotation(limits.segments) {
+            return Room::Open { generation, slot, grown: false };
+        }
+        if one_is_being_freed && due == Due::Yes && !mutant!("ring_grows_at_once") {
+            return Room::Soon;
+        }
+        match self.rotation(limits.segments_max.max(limits.segments)) {
+            Rotation::Open { generation, slot } => Room::Open { generation, slot, grown: true },
+            Rotation::Full => Room::Full,
+        }
+    }
+}
+
+/// When and how far the ring may turn; times in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub rotate_age: i64,
+    pub rotate_size: u64,
+    pub segments: usize,
+    pub segments_max: usize,
+}
+
+/// Should the open segment be sealed?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    No,
+    Yes,
+    /// It was asked for, or the segment has twice the age or size at which it should have been sealed.
+    Pressing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Open {
+        generation: i64,
+        slot: i32,
+        grown: bool,
+    },
+    /// As many segments as there should be; one of them is about to be freed.
+    Soon,
+    Full,
+}
+
+/// A rotation that was asked for comes at the earliest so long after the one before.
+pub const ASKED_PAUSE: i64 = 5_000_000;
+
+impl Limits {
+    /// `age` may be negative: the clock was set back. `asked`: a claimer or a producer cannot go on in this segment.
+    pub fn due(&self, age: i64, bytes: u64, asked: bool) -> Due {
+        if bytes == 0 && !mutant!("empty_segment_sealed") {
+            return Due::No;
+        }
+        let rested = !(0..ASKED_PAUSE).contains(&age) || mutant!("asked_without_a_pause");
+        if (asked && rested) || bytes >= self.rotate_size.saturating_mul(2) || age >= self.rotate_age.saturating_mul(2) {
+            Due::Pressing
+        } else if bytes >= self.rotate_size || age >= self.rotate_age {
+            Due::Yes
+        } else {
+            Due::No
+        }
     }
 }
 
@@ -147,12 +210,65 @@ mod tests {
         assert_eq!(states, Some(vec![(2, SegmentState::PruneStarted), (3, SegmentState::Open)]));
         assert_eq!(ring.as_ref().map(|r| r.rotation(16)), Some(Rotation::Open { generation: 4, slot: 0 }));
         assert_eq!(ring.as_ref().map(|r| r.rotation(2)), Some(Rotation::Full));
-        assert_eq!(ring.as_ref().and_then(|r| r.prune_candidate()).map(|s| s.generation), Some(2));
+        assert_eq!(ring.as_ref().map(|r| r.prune_order().map(|s| s.generation).collect::<Vec<_>>()), Some(vec![2]));
     }
 
     #[test]
     fn a_slot_is_never_opened_before_its_prune() {
         let rows = [row(1, 0, Event::Opened), row(2, 0, Event::Opened)];
         assert_eq!(Ring::fold(&rows), Err(LedgerFault::SlotUsedTwice { slot: 0 }));
+    }
+
+    const LIMITS: Limits = Limits { rotate_age: 600_000_000, rotate_size: 1000, segments: 3, segments_max: 4 };
+
+    fn ring_of(states: &[SegmentState]) -> Ring {
+        let mut ring = Ring::default();
+        for (generation, state) in (1i64..).zip(states) {
+            let _ = ring.segments.push(Segment { generation, slot: generation as i32 - 1, state: *state, opened_at: 0 });
+        }
+        ring
+    }
+
+    fn policy_holds() -> bool {
+        use SegmentState::{Open, PruneStarted, Sealed};
+        let three = ring_of(&[PruneStarted, Sealed, Open]);
+        let fourth = Room::Open { generation: 4, slot: 3, grown: true };
+        LIMITS.due(i64::MAX, 0, true) == Due::No
+            && LIMITS.due(1, 1, false) == Due::No
+            && LIMITS.due(1, 1, true) == Due::No
+            && LIMITS.due(ASKED_PAUSE, 1, true) == Due::Pressing
+            && LIMITS.due(-1, 1, true) == Due::Pressing
+            && LIMITS.due(-1, 1, false) == Due::No
+            && LIMITS.due(1, 1000, false) == Due::Yes
+            && LIMITS.due(1, 2000, false) == Due::Pressing
+            && LIMITS.due(600_000_000, 1, false) == Due::Yes
+            && LIMITS.due(1_200_000_000, 1, false) == Due::Pressing
+            && ring_of(&[Sealed, Open]).make_room(&LIMITS, Due::Yes, false) == Room::Open { generation: 3, slot: 2, grown: false }
+            && three.make_room(&LIMITS, Due::Yes, true) == Room::Soon
+            && three.make_room(&LIMITS, Due::Yes, false) == fourth
+            && three.make_room(&LIMITS, Due::Pressing, true) == fourth
+            && ring_of(&[Sealed, Sealed, Sealed, Open]).make_room(&LIMITS, Due::Pressing, true) == Room::Full
+    }
+
+    #[test]
+    fn the_ring_turns_when_it_is_due_and_grows_only_when_it_must() {
+        assert!(policy_holds());
+        let order: Vec<i64> =
+            ring_of(&[SegmentState::Sealed, SegmentState::PruneStarted, SegmentState::Sealed, SegmentState::Open])
+                .prune_order()
+                .map(|segment| segment.generation)
+                .collect();
+        assert_eq!(order, vec![2, 1, 3]);
+    }
+
+    #[cfg(feature = "mutants")]
+    #[test]
+    fn mutants_of_the_policy_are_caught() {
+        for name in ["ring_grows_at_once", "empty_segment_sealed", "asked_without_a_pause"] {
+            crate::mutants::set(name);
+            let survived = policy_holds();
+            crate::mutants::set("");
+            assert!(!survived, "nobody noticed {name}");
+        }
     }
 }

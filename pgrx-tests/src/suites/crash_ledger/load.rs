@@ -199,8 +199,12 @@ impl<'a> Worker<'a> {
     fn operate(&mut self) -> Result<()> {
         let call = match self.rng.random_range(0..40) {
             0 => "CHECKPOINT",
-            1 => "SELECT awa.rotate()",
+            1 | 13 => "SELECT awa.rotate()",
             2..=5 => "SELECT awa.job(1)",
+            6..=12 => {
+                "SELECT c FROM (SELECT generation FROM awa.stat_segments WHERE state = 'sealed' ORDER BY random() LIMIT 1) AS s,
+                     awa.carry_forward(s.generation) AS c"
+            }
             _ => "SELECT awa.queue_counts()",
         };
         Ok(self.client.batch_execute(call)?)

@@ -1,5 +1,7 @@
 //! One statement of a worker, and what it means for the book if its transaction commits.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Error, Result, anyhow};
 use postgres::Client;
 use rand::Rng;
@@ -21,10 +23,14 @@ fn some_time(rng: &mut StdRng, past: bool) -> f64 {
     rng.random_range(early..0.25)
 }
 
+fn some_or_late_time(rng: &mut StdRng, far: bool) -> f64 {
+    if far && rng.random_ratio(1, 3) { rng.random_range(2.0..5.0) } else { some_time(rng, true) }
+}
+
 pub fn enqueue(client: &mut Client, rng: &mut StdRng, book: &Book) -> Result<Vec<Event>> {
     let count = if rng.random_ratio(1, 2) { 1 } else { rng.random_range(1..60) };
     let tokens = book.new_tokens(count);
-    let answer = enqueue_tokens(client, rng, &tokens);
+    let answer = enqueue_tokens(client, rng, book, &tokens);
     if answer.is_err() {
         // Whatever the reason, even a lost connection: who asks again must know that it may have happened.
         let sure = !client.is_closed();
@@ -34,16 +40,16 @@ pub fn enqueue(client: &mut Client, rng: &mut StdRng, book: &Book) -> Result<Vec
     Ok(vec![Event::Enqueued { tokens }])
 }
 
-fn enqueue_tokens(client: &mut Client, rng: &mut StdRng, tokens: &[i64]) -> Result<Vec<i64>> {
-    let queue = queue(rng);
+fn enqueue_tokens(client: &mut Client, rng: &mut StdRng, book: &Book, tokens: &[i64]) -> Result<Vec<i64>> {
+    let (queue, far) = (queue(rng), book.far.load(Ordering::Relaxed));
     let args: Vec<serde_json::Value> = tokens.iter().map(|token| serde_json::json!({ "t": token, "pad": "x".repeat(rng.random_range(0..80)) })).collect();
     let priorities: Vec<i32> = tokens.iter().map(|_| rng.random_range(1..5)).collect();
     if let ([one], [priority]) = (args.as_slice(), priorities.as_slice()) {
-        let delay = rng.random_ratio(1, 3).then(|| some_time(rng, true));
+        let delay = rng.random_ratio(1, 3).then(|| some_or_late_time(rng, far));
         let sql = "SELECT awa.enqueue($1, 'stress', $2, $3, clock_timestamp() + $4 * interval '1 second')";
         return Ok(vec![client.query_one(sql, &[&queue, one, priority, &delay])?.try_get(0)?]);
     }
-    let delays: Vec<Option<f64>> = tokens.iter().map(|_| rng.random_ratio(1, 4).then(|| some_time(rng, true))).collect();
+    let delays: Vec<Option<f64>> = tokens.iter().map(|_| rng.random_ratio(1, 4).then(|| some_or_late_time(rng, far))).collect();
     let sql = "SELECT awa.enqueue_many($1, 'stress', $2, $3,
                    ARRAY(SELECT clock_timestamp() + d * interval '1 second' FROM unnest($4::float8[]) WITH ORDINALITY AS u (d, n) ORDER BY n))";
     Ok(client.query_one(sql, &[&queue, &args, &priorities, &delays])?.try_get(0)?)
@@ -93,6 +99,34 @@ pub fn cancel(client: &mut Client, job_id: i64) -> Result<Vec<Event>> {
     }
 }
 
+/// Has a finished job tried again, or deletes it, wherever it lies; most often it is not finished, or not there.
+pub fn finished(client: &mut Client, rng: &mut StdRng, book: &Book, job_id: i64) -> Result<Vec<Event>> {
+    let delay = rng.random_ratio(1, 3).then(|| some_time(rng, true));
+    let to = rng.random_ratio(1, 3).then(|| queue(rng));
+    let sql = match rng.random_range(0..10) {
+        0 => "SELECT awa.delete_job($1)",
+        1..=3 => "SELECT awa.dlq_retry($1, $2, run_at => clock_timestamp() + $3 * interval '1 second')",
+        _ => "SELECT awa.retry($1, $2, run_at => clock_timestamp() + $3 * interval '1 second')",
+    };
+    let answer = if sql.contains("delete") {
+        client.query_one(sql, &[&job_id])
+    } else {
+        book.ask_again(job_id);
+        client.query_one(sql, &[&job_id, &to, &delay])
+    };
+    if answer.is_err() && client.is_closed() {
+        book.enter(&[Event::Ended { job_id, run_lease: None, exit: Exit::Redriven }], super::book::Fate::Unknown);
+    }
+    let answer: String = answer?.try_get(0)?;
+    let exit = match answer.as_str() {
+        "retried" => Exit::Redriven,
+        "deleted" => Exit::Removed,
+        "not_found" | "not_finished" | "completed" => return Ok(Vec::new()),
+        other => return Err(unexpected("retry or delete", other)),
+    };
+    Ok(vec![Event::Ended { job_id, run_lease: None, exit }])
+}
+
 pub fn heartbeat(client: &mut Client, attempt: Attempt) -> Result<Vec<Event>> {
     client.query_one("SELECT awa.heartbeat($1, $2)", &[&attempt.job_id, &attempt.run_lease])?;
     client.query_one("SELECT awa.extend($1, $2, '1 minute')", &[&attempt.job_id, &attempt.run_lease])?;
@@ -102,7 +136,7 @@ pub fn heartbeat(client: &mut Client, attempt: Attempt) -> Result<Vec<Event>> {
 fn answer(attempt: Attempt, result: &str) -> Result<Vec<Event>> {
     let exit = match result {
         "completed" => Exit::Completed,
-        "failed" => Exit::Failed,
+        "failed" | "dead_lettered" => Exit::Failed,
         "retry" => Exit::Retry,
         "snooze" | "snoozed" => Exit::Snooze,
         "stale" => return Ok(vec![Event::Stale(attempt)]),

@@ -1,6 +1,7 @@
 //! What the clients were told. Each enqueued row carries a token in its args, so that a job of a lost connection can be recognised.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
@@ -24,6 +25,10 @@ pub enum Exit {
     Cancelled,
     Retry,
     Snooze,
+    /// An operator had a finished job tried again: it has another life, with an end of its own.
+    Redriven,
+    /// An operator deleted a finished job.
+    Removed,
 }
 
 impl Exit {
@@ -50,6 +55,8 @@ struct Job {
     stale: Vec<i64>,
     /// Some change of it may or may not have been committed.
     unknown: bool,
+    /// Somebody has asked to have it tried again: it may come out after its end, before the answer is in the book.
+    asked_again: bool,
     /// When its end was acknowledged.
     ended_at: Option<u64>,
 }
@@ -66,6 +73,7 @@ struct Pages {
     jobs: BTreeMap<i64, Job>,
     unknown_claims: usize,
     recent: Vec<Attempt>,
+    failed: Vec<i64>,
     errors: BTreeMap<String, usize>,
 }
 
@@ -79,6 +87,8 @@ impl Pages {
 
 #[derive(Default)]
 pub struct Book {
+    /// Some jobs are scheduled seconds ahead.
+    pub far: AtomicBool,
     pages: Mutex<Pages>,
 }
 
@@ -116,6 +126,7 @@ impl Book {
         pages.delivered.insert(token);
         pages.name_job(token, attempt.job_id)?;
         if let Some(job) = pages.jobs.get(&attempt.job_id)
+            && !job.asked_again
             && job.ended_at.is_some_and(|ended| ended < since)
         {
             bail!("{attempt:?} was delivered after its end: {:?}", job.exits);
@@ -145,6 +156,9 @@ impl Book {
                     if exit.is_terminal() {
                         job.ended_at.get_or_insert(now);
                     }
+                    if matches!(exit, Exit::Failed | Exit::Cancelled) {
+                        pages.failed.push(*job_id);
+                    }
                 }
                 (Event::Stale(attempt), _) => pages.jobs.entry(attempt.job_id).or_default().stale.push(attempt.run_lease),
                 (Event::Claimed(Attempt { job_id, .. }) | Event::Ended { job_id, .. }, Fate::Unknown) => {
@@ -152,6 +166,33 @@ impl Book {
                 }
             }
         }
+    }
+
+    /// To be said before the server is asked to have a job tried again.
+    pub fn ask_again(&self, job_id: i64) {
+        self.open().jobs.entry(job_id).or_default().asked_again = true;
+    }
+
+    /// Finished jobs that must be shown once: those that never completed, were not deleted, and of which every answer is known.
+    pub fn check_history(&self, shown: &[i64]) -> Result<()> {
+        let mut times: BTreeMap<i64, usize> = BTreeMap::new();
+        for job_id in shown {
+            *times.entry(*job_id).or_default() += 1;
+        }
+        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).take(10).collect();
+        ensure!(twice.is_empty(), "shown more than once: {twice:?}");
+        let mut checked = 0;
+        for (job_id, job) in &self.open().jobs {
+            let has = |wanted: Exit| job.exits.iter().any(|(_, exit)| *exit == wanted);
+            if job.unknown || job.ended_at.is_none() || has(Exit::Completed) {
+                continue;
+            }
+            let (removed, is_shown) = (has(Exit::Removed), times.contains_key(job_id));
+            ensure!(removed != is_shown, "job {job_id}: shown {is_shown}, deleted {removed}; exits {:?}", job.exits);
+            checked += 1;
+        }
+        println!("        {checked} finished jobs are where they should be");
+        Ok(())
     }
 
     /// A claim whose answer was lost: its jobs run, and nobody has their lease.
@@ -169,6 +210,14 @@ impl Book {
         let first = pages.recent.len().saturating_sub(300);
         let recent = pages.recent.get(first..).unwrap_or_default();
         recent.get(choice.checked_rem(recent.len())?).copied()
+    }
+
+    /// A job that failed or was cancelled lately; it may have been tried again or deleted.
+    pub fn failed(&self, choice: usize) -> Option<i64> {
+        let pages = self.open();
+        let first = pages.failed.len().saturating_sub(60);
+        let failed = pages.failed.get(first..).unwrap_or_default();
+        failed.get(choice.checked_rem(failed.len())?).copied()
     }
 
     pub fn drained(&self, attempt: Attempt) {
@@ -195,12 +244,13 @@ impl Book {
         }
         for row in client.query(running, &[])? {
             let job_id: i64 = row.try_get(0)?;
-            let excused = self.open().unknown_claims > 0 || self.open().jobs.get(&job_id).is_some_and(|job| job.unknown);
+            let excused = self.open().unknown_claims > 0
+                || self.open().jobs.get(&job_id).is_some_and(|job| job.unknown || job.asked_again);
             ensure!(excused, "job {job_id} runs, but every claim of it has ended: {}", self.job_text(job_id));
             client.query_one("SELECT awa.cancel($1)", &[&job_id])?;
             let mut pages = self.open();
             let job = pages.jobs.entry(job_id).or_default();
-            job.unknown = true;
+            job.unknown |= !job.asked_again;
             job.exits.push((None, Exit::Cancelled));
         }
         Ok(())
@@ -228,21 +278,24 @@ impl Book {
         }
         for (job_id, job) in &pages.jobs {
             let ends = job.exits.iter().filter(|(_, exit)| exit.is_terminal()).count();
-            let cancelled = job.exits.iter().any(|(_, exit)| *exit == Exit::Cancelled);
-            let again = job.exits.len() - ends;
+            let count_of = |wanted: Exit| job.exits.iter().filter(|(_, exit)| *exit == wanted).count();
+            let cancelled = count_of(Exit::Cancelled) > 0;
+            let again = count_of(Exit::Retry) + count_of(Exit::Snooze);
+            let lives = 1 + count_of(Exit::Redriven);
             let mut leases: Vec<i64> = job.exits.iter().filter_map(|(lease, _)| *lease).collect();
             let count = leases.len();
             leases.sort_unstable();
             leases.dedup();
             let mut faults = Vec::new();
-            if ends > 1 || (ends == 0 && !job.unknown) {
-                faults.push(format!("{ends} ends"));
+            if (ends != lives && !job.unknown) || count_of(Exit::Removed) > 1 {
+                faults.push(format!("{ends} ends of {lives} lives"));
             }
             if leases.len() != count {
                 faults.push("two exits of one attempt".to_owned());
             }
             let open = job.claims.len().checked_sub(again);
-            if !(job.unknown || open == Some(1) || cancelled && open == Some(0)) {
+            let claimed_lives = lives.saturating_sub(count_of(Exit::Cancelled))..=lives;
+            if !(job.unknown || open.is_some_and(|open| claimed_lives.contains(&open))) {
                 faults.push(format!("{} claims, {again} of them to be repeated", job.claims.len()));
             }
             let refused = |lease: &&i64| job.claims.contains(*lease) && !leases.contains(*lease);
@@ -255,7 +308,11 @@ impl Book {
         }
         let committed = pages.fates.values().filter(|fate| **fate == Fate::Committed).count();
         let claims: usize = pages.jobs.values().map(|job| job.claims.len()).sum();
-        println!("        {committed} jobs, {claims} claims, {} lost answers; errors {:?}", pages.unknown_claims, pages.errors);
+        let redriven = pages.jobs.values().flat_map(|job| &job.exits).filter(|(_, exit)| *exit == Exit::Redriven).count();
+        println!(
+            "        {committed} jobs, {claims} claims, {redriven} tried again, {} lost answers; errors {:?}",
+            pages.unknown_claims, pages.errors
+        );
         ensure!(wrong.is_empty(), "{} entries do not balance:\n{}", wrong.len(), wrong.iter().take(20).cloned().collect::<Vec<_>>().join("\n"));
         Ok(())
     }

@@ -20,7 +20,7 @@ pub fn run(seed: u64, mischief: Mischief, config: &Config, pids: &[AtomicI32], o
     while !over.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(rng.random_range(5..40)));
         let queue = actions::queue(&mut rng);
-        match rng.random_range(0..16) {
+        match rng.random_range(0..18) {
             0 | 1 => client.batch_execute("SELECT awa.rotate()")?,
             2..=4 => client.batch_execute("SELECT awa.prune()")?,
             5 => {
@@ -34,9 +34,11 @@ pub fn run(seed: u64, mischief: Mischief, config: &Config, pids: &[AtomicI32], o
             6 => client.batch_execute(&format!("SELECT awa.alter_queue('{queue}', max_attempts => {})", rng.random_range(1..6)))?,
             7 => client.batch_execute("SELECT count(*) FROM awa.jobs; SELECT awa.queue_counts(); SELECT awa.segment_stats()")?,
             8 => look(&mut client)?,
-            9 if mischief == Mischief::Rebuilds => rebuild(&mut client)?,
+            9 if mischief == Mischief::Rebuilds || mischief == Mischief::Carries => rebuild(&mut client)?,
             10..=12 => shoot(&mut client, &mut rng, pids, "pg_cancel_backend")?,
             13 => shoot(&mut client, &mut rng, pids, "pg_terminate_backend")?,
+            14 => client.batch_execute(&format!("SELECT awa.alter_queue('{queue}', dead_letters => {})", rng.random_bool(0.6)))?,
+            15 => client.batch_execute("SELECT awa.retention()")?,
             _ => {}
         }
     }

@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::actions;
-use super::book::{Book, Event, Fate};
+use super::book::{Book, Event, Exit, Fate};
 use crate::suites::{Attempt, races::pid_of};
 
 /// Errors that this load provokes: a stale lease, a claim not committed, serialization, deadlock, cancelled, terminated.
@@ -238,13 +238,17 @@ impl<'a> Worker<'a> {
             return actions::claim(client, rng, book);
         }
         let one = attempts.first().copied();
-        match (rng.random_range(0..12), one) {
+        match (rng.random_range(0..15), one) {
             (0..=2, _) | (_, None) => actions::enqueue(client, rng, book),
             (3..=4, Some(attempt)) => actions::complete(client, attempt),
             (5..=7, Some(_)) => actions::complete_many(client, attempts),
             (8, Some(attempt)) => actions::fail(client, rng, attempt),
             (9, Some(attempt)) => actions::snooze(client, rng, attempt),
             (10, Some(attempt)) => actions::cancel(client, attempt.job_id),
+            (11..=13, Some(attempt)) => {
+                let job_id = book.failed(rng.random_range(0..60)).unwrap_or(attempt.job_id);
+                actions::finished(client, rng, book, job_id)
+            }
             (_, Some(attempt)) => actions::heartbeat(client, attempt),
         }
     }
@@ -276,6 +280,7 @@ impl<'a> Worker<'a> {
         for event in events {
             match event {
                 Event::Claimed(attempt) if fate == Fate::Committed => self.open.push(*attempt),
+                Event::Ended { exit: Exit::Redriven | Exit::Removed, .. } => {}
                 Event::Ended { job_id, .. } => self.open.retain(|attempt| attempt.job_id != *job_id),
                 Event::Stale(stale) => self.open.retain(|attempt| attempt != stale),
                 _ => {}

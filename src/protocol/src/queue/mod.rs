@@ -35,6 +35,14 @@ pub struct Settings {
     pub backoff: i64,
     pub backoff_max: i64,
     pub priority_ageing: i64,
+    /// How long finished jobs are kept beyond their segment; 0: not at all.
+    pub completed_retention: i64,
+    pub failed_retention: i64,
+    pub cancelled_retention: i64,
+    /// Jobs that fail for good become dead letters.
+    pub dead_letters: bool,
+    /// 0: until somebody deletes them.
+    pub dead_letter_retention: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +95,7 @@ pub struct Counts {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
+    pub dead_lettered: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +105,10 @@ pub struct Totals {
     pub completed: u64,
     pub failed_attempts: u64,
     pub snoozed: u64,
+    /// Attempts that rescue has ended.
+    pub rescued: u64,
+    /// Copies moved to another segment, or into the ring or out of it.
+    pub carried: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +214,9 @@ pub struct QueueFrontier {
 
 const NO_HOLES: HoleList = HoleList { first: NOBODY, count: 0, key: NO_KEY };
 
+const NO_COUNTS: Counts =
+    Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0, dead_lettered: 0 };
+
 const NO_SETTINGS: Settings = Settings {
     paused: false,
     max_attempts: 1,
@@ -209,6 +225,11 @@ const NO_SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl QueueFrontier {
@@ -218,8 +239,8 @@ impl QueueFrontier {
             existence: Existence::Free,
             stamp: 0,
             settings: NO_SETTINGS,
-            counts: Counts { immediate: 0, scheduled: 0, running: 0, completed: 0, failed: 0, cancelled: 0 },
-            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0 },
+            counts: NO_COUNTS,
+            totals: Totals { enqueued: 0, claimed: 0, completed: 0, failed_attempts: 0, snoozed: 0, rescued: 0, carried: 0 },
             waiters: 0,
             name: [0; QUEUE_NAME_BYTES],
             name_len: 0,
@@ -283,6 +304,15 @@ impl QueueFrontier {
         self.tracks.iter().find(|track| track.id == id)
     }
 
+    /// Would claimers come to this committed row by themselves? It lies above its cursor, or in the gap of its transaction. Asked after
+    /// a guard was set on the row, it proves that nobody has taken this copy, and that nobody will while the guard stands. If the
+    /// answer is no, the guard may be the reason: then it is marked as passed, which proves the same.
+    pub fn will_reach(&self, id: TrackId, row: Position, xmin: u64) -> bool {
+        let above = self.find_track(id).is_some_and(|track| row > track.cursor);
+        let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to;
+        above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
+    }
+
     // ---- rebuild -------------------------------------------------------------------------------------------------------
 
     /// Puts a track where the log says it stands. `head` counts the rows above the cursor of unfinished (prepared) transactions too;
@@ -315,6 +345,10 @@ impl QueueFrontier {
     /// Earliest time at which something may be claimable; gaps make it unknown, so the caller bounds its sleep.
     pub fn has_gaps(&self) -> bool {
         !self.gaps.is_empty()
+    }
+
+    pub fn gaps_are_full(&self) -> bool {
+        self.gaps.is_full()
     }
 
     /// Transactions of the gaps, each once.

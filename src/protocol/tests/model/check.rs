@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use awa_protocol::attempt::{Entry, State};
-use awa_protocol::lane::SubLane;
+use awa_protocol::lane::{BORN_CLAIMED, SubLane};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::queue::{GapTurn, NO_KEY, Plan, TrackId};
 use awa_protocol::rebuild::{Copy_, Fate};
@@ -108,6 +108,13 @@ impl World {
         let in_gap = self.q.gaps().iter().any(|gap| gap.track == id && gap.xid == row.xmin && within(gap.from, gap.to));
         let visited = visits.iter().any(|turn| turn.track == id && turn.xid == row.xmin && within(turn.from, turn.to));
         if (above && track.is_some_and(|track| track.has_turn())) || visited {
+            return;
+        }
+        if row.position.key == BORN_CLAIMED {
+            // Never offered: its entry is all there is, from the moment it is appended.
+            if above || in_gap || (entry.is_none() && !self.closed(copy)) {
+                self.violation(format!("{copy:?} was born claimed: above {above}, gap {in_gap}, {entry:?}"));
+            }
             return;
         }
         if self.closed(copy) {

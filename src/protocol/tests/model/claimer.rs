@@ -159,7 +159,7 @@ impl World {
         let lane = World::lane_number(track);
         let segment = self.segments.get(&track.generation)?;
         let low = if after == Position::START {
-            Bound::Included((lane, i64::MIN, 0))
+            Bound::Included((lane, Position::START.key, 0))
         } else {
             Bound::Excluded((lane, after.key, after.tid))
         };

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use awa_protocol::attempt::{Entry, EntryRef, State, partition_of};
-use awa_protocol::lane::Position;
+use awa_protocol::lane::{BORN_CLAIMED, Position};
+use awa_protocol::lifecycle::Outcome;
 use awa_protocol::queue::{Existence, GapFound, NO_KEY};
 use awa_protocol::rebuild::{Copy_, Fate, OpenClaim, ReadyRow, SegmentFold};
 use awa_protocol::ring::{Event, Ring, Rotation, SegmentState};
@@ -36,11 +37,22 @@ impl World {
 
     /// One stage of a prune: proof and mark; rows; evidence and the end. Locks are conditional.
     pub fn prune(&mut self) {
-        let Some(candidate) = self.ring.prune_candidate().copied() else { return };
-        let generation = candidate.generation;
-        if self.building.is_some() || self.locked(generation) {
-            return;
+        let order: Vec<_> = self.ring.prune_order().copied().collect();
+        if let Some(candidate) = order.into_iter().find(|segment| self.may_prune(segment)) {
+            self.prune_segment(candidate);
         }
+    }
+
+    /// Any drained one, not only the oldest.
+    fn may_prune(&mut self, segment: &awa_protocol::ring::Segment) -> bool {
+        if self.building.is_some() || self.locked(segment.generation) {
+            return false;
+        }
+        segment.state == SegmentState::PruneStarted || self.fold(segment.generation).0.is_drained()
+    }
+
+    fn prune_segment(&mut self, candidate: awa_protocol::ring::Segment) {
+        let generation = candidate.generation;
         if candidate.state != SegmentState::PruneStarted {
             let (fold, _) = self.fold(generation);
             if !fold.is_drained() {
@@ -108,6 +120,7 @@ impl World {
         self.cursors.clear();
         self.last_by_xid.clear();
         self.held.clear();
+        self.deadlines.clear();
         if !crate::broken("nonce_is_kept") {
             self.nonce += 1;
         }
@@ -263,16 +276,19 @@ impl World {
         let segment = &self.segments[&fold.generation];
         for (row, _, fate) in rows {
             let copy = (row.job, row.hop);
-            let closure = segment.closures.iter().find(|c| c.copy == copy && self.committed(c.xmin));
+            let mut closures = segment.closures.iter().filter(|c| c.copy == copy && self.committed(c.xmin));
+            let closure = closures.clone().find(|c| !matches!(c.outcome, Outcome::Redriven | Outcome::Removed));
+            let later = closures.find(|c| matches!(c.outcome, Outcome::Redriven | Outcome::Removed));
             let right = match fate {
-                Fate::Closed(outcome) => closure.is_some_and(|c| c.outcome == *outcome),
+                Fate::Closed(outcome) => closure.is_some() && later.or(closure).is_some_and(|c| c.outcome == *outcome),
                 Fate::Open(claim) => closure.is_none() && truth.get(&copy) == Some(&claim.lease),
                 Fate::Ready => closure.is_none() && !truth.contains_key(&copy),
             };
             if !right {
                 self.violation(format!("the fold says {fate:?} of {copy:?}"));
             }
-            if closure.is_some_and(|c| !c.unclaimed) || truth.contains_key(&copy) {
+            let scanned = row.position.key != BORN_CLAIMED;
+            if scanned && (closure.is_some_and(|c| !c.unclaimed) || truth.contains_key(&copy)) {
                 let cursor = cursors.entry(row.lane).or_insert(Position::START);
                 *cursor = (*cursor).max(row.position);
             }

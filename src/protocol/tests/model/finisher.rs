@@ -36,6 +36,10 @@ impl World {
             return Op::Idle;
         }
         let n = self.rng.below(self.works.len());
+        if self.rng.permille(300) {
+            self.extend(self.works[n]);
+            return Op::Idle;
+        }
         // A worker may come back any number of times, with any answer.
         let work = self.works[n];
         if self.rng.permille(600) {
@@ -91,16 +95,22 @@ impl World {
                 Op::Idle
             }
             Phase::Look | Phase::Recheck => {
-                if !self.lock_segment(sid, f.work.generation) {
-                    return Op::Idle;
-                }
                 let partition = partition_of(copy.0, PARTITIONS as u32);
                 let part = self.pool.part(partition);
-                let Some(slot) = part.find_copy(copy.0, copy.1) else {
+                // By the lease: the attempt may have been carried since the worker was told of it.
+                let by_lease = part.find(copy.0, |entry| entry.state == State::Claimed && entry.lease == f.work.lease);
+                let Some(slot) = by_lease.or_else(|| part.find_copy(copy.0, copy.1)) else {
                     self.stats.stale += 1;
                     return Op::Idle;
                 };
                 let Some(entry) = part.get(slot).copied() else { return Op::Idle };
+                if by_lease.is_some() {
+                    (f.work.copy, f.work.generation) = ((entry.job_id, entry.hop), entry.generation);
+                }
+                let copy = f.work.copy;
+                if !self.lock_segment(sid, f.work.generation) {
+                    return Op::Idle;
+                }
                 match self.decide(sid, &entry, Some(f.work.lease), f.outcome) {
                     Exit::Proceed => {
                         if self.held.get(&copy) != Some(&f.work.lease) {
@@ -125,8 +135,25 @@ impl World {
         }
     }
 
+    /// A worker says that he needs longer.
+    fn extend(&mut self, work: Work) {
+        let until = self.now + 1_000 + self.steps as i64;
+        let mut part = self.pool.part(partition_of(work.copy.0, PARTITIONS as u32));
+        let running = part.find(work.copy.0, |entry| entry.state == State::Claimed && entry.lease == work.lease);
+        let alive = part.find(work.copy.0, |entry| entry.is_alive(work.lease));
+        let Some(entry) = running.and_then(|slot| part.get_mut(slot)) else { return };
+        let carried = entry.closing == Some(Outcome::Moved);
+        if alive.is_some() {
+            entry.deadline = until;
+            self.deadlines.insert(work.lease, until);
+            self.stats.heartbeats_carried += u64::from(carried);
+        } else if carried || entry.close_xid == 0 {
+            self.violation(format!("the worker of {:?} is told that lease {} is stale", work.copy, work.lease));
+        }
+    }
+
     /// A waiter looks again until it loses patience; then its call, and perhaps its transaction, fails.
-    fn wait(&mut self, sid: usize, xid: u64, op: Op) -> Op {
+    pub fn wait(&mut self, sid: usize, xid: u64, op: Op) -> Op {
         self.stats.waits += 1;
         if !self.profile.ordered && !self.rng.permille(700) || self.status(xid) == Status::Running && self.rng.permille(100) {
             return if self.rng.permille(300) { self.fail(sid, None) } else { Op::Idle };
@@ -134,7 +161,7 @@ impl World {
         op
     }
 
-    fn mark(&mut self, sid: usize, name: EntryRef, outcome: Outcome) {
+    pub fn mark(&mut self, sid: usize, name: EntryRef, outcome: Outcome) {
         let xid = self.xid(sid);
         let entry = self.pool.named(name).map(|entry| {
             entry.close_xid = xid;

@@ -13,9 +13,11 @@
 //! | 6 | registrations at any point of a scan | inserters_ignored, register_below_horizon, horizon_not_published, fresh_not_applied, unseen_inserters_forgotten, awaited_not_applied |
 //! | 7 | a producer sleeps between any two rows | gap_*, two_gap_turns, inserter_range_from_below_cursor, committed_rows_of_inserters_taken, gap_of_inserter_not_widened |
 //! | 8 | errors while registered, to a savepoint or to the top | deregister_wrong_one |
-//! | 10 | retries go into the open segment by ordinary registration | register_below_horizon |
+//! | 9 | a running attempt is carried; its worker, cancels, heartbeats and scans come at any moment | finisher_does_not_wait_for_carrier, born_claimed_copy_offered, heartbeat_lost_in_carry, extension_lost_in_carry, cursor_from_born_claimed |
+//! | 10 | waiting jobs, holes and rows in gaps are carried; retries go into the open segment by ordinary registration | carry_keeps_old_key, carry_forgets_tombstone, guard_freed_before_commit, carry_of_passed_rows, register_below_horizon |
 //! | 12 | asynchronous claims lost by a crash; workers come back with old leases | lease_ignored, nonce_is_kept |
 //! | 13 | the worker has its rows before the claim commits; the claim aborts | claim_in_progress_ignored, aborted_claim_counts_as_settled |
+//! | 27 | failed and cancelled jobs are tried again and deleted, by several at once; rows of evidence in any order | superseding_evidence_lost, superseded_counts_as_claimed, redrive_without_second_look, redrive_without_lock, superseding_guard_becomes_a_hole |
 //! | 15 | several exits in one transaction, savepoints between | undo_oldest_first, close_xid_ignored |
 //! | 16 | a build opens a segment first, producers go on, the clock is set back; prepared transactions | last_not_raised, rows_below_cursor_forgotten |
 //! | 17 | stale names in local lists | stamp_reused |
@@ -25,11 +27,12 @@
 //! | 23 | a build that finds the pool too small begins again with a larger one | |
 //! | 24 | REPEATABLE READ claimers stop before what they do not see | unseen_rows_become_gaps |
 //!
-//! Not here: 9 and 11 (carry), 14 (lock waits), 18, 21, 25, 26.
+//! Not here: 11 (dumps), 14 (lock waits), 18, 21, 25, 26.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 // A value of each session, moved once a step.
 #![allow(clippy::large_enum_variant)]
 
+mod carrier;
 mod check;
 mod claimer;
 mod crash;
@@ -38,6 +41,7 @@ mod finisher;
 mod mutants;
 mod producer;
 mod profile;
+mod redrive;
 mod rules;
 mod run;
 mod tx;
@@ -99,6 +103,10 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.stale += one.stale;
     sum.uncommitted += one.uncommitted;
     sum.stale_names += one.stale_names;
+    sum.superseded += one.superseded;
+    sum.carried += one.carried;
+    sum.carried_running += one.carried_running;
+    sum.heartbeats_carried += one.heartbeats_carried;
 }
 
 #[test]

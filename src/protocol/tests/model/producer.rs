@@ -56,6 +56,12 @@ impl World {
         })
     }
 
+    /// The next copy of a job that is carried: all as it was.
+    pub fn start_next(&mut self, lane: i32, scheduled: bool, copy: Copy_, run_at: i64, attempt: i16) -> Op {
+        let (priority, rows) = (Lane::from_number(lane).priority, vec![((copy.0, copy.1 + 1), run_at, attempt)]);
+        Op::Produce(Produce { priority, scheduled, rows, ..Produce::default() })
+    }
+
     pub fn step_produce(&mut self, sid: usize, mut p: Produce) -> Op {
         let error = self.profile.error_permille;
         if self.rng.permille(error) {

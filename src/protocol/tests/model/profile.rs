@@ -13,7 +13,7 @@ pub struct Profile {
     pub rows: usize,
     pub scheduled_permille: u32,
     /// Weights of the verbs of an idle session.
-    pub weights: [usize; 10],
+    pub weights: [usize; 11],
     pub error_permille: u32,
     /// Per hundred thousand steps.
     pub crash: usize,
@@ -36,6 +36,7 @@ pub const ROLLBACK_TO: usize = 6;
 pub const COMMIT: usize = 7;
 pub const ABORT: usize = 8;
 pub const PREPARE: usize = 9;
+pub const CARRY: usize = 10;
 
 const MIXED: Profile = Profile {
     name: "mixed",
@@ -46,7 +47,7 @@ const MIXED: Profile = Profile {
     priorities: 2,
     rows: 4,
     scheduled_permille: 350,
-    weights: [30, 40, 30, 8, 12, 5, 5, 50, 10, 1],
+    weights: [30, 40, 30, 8, 12, 5, 5, 50, 10, 1, 10],
     error_permille: 8,
     crash: 60,
     rebuild: 60,
@@ -64,7 +65,7 @@ const CROWD: Profile = Profile {
     steps: 4_000,
     pool: 16,
     rows: 16,
-    weights: [150, 25, 8, 1, 2, 0, 0, 4, 1, 0],
+    weights: [150, 25, 8, 1, 2, 0, 0, 4, 1, 0, 1],
     error_permille: 1,
     crash: 2,
     rebuild: 2,
@@ -79,7 +80,7 @@ const SAVEPOINTS: Profile = Profile {
     sessions: 8,
     steps: 3_000,
     rows: 2,
-    weights: [60, 25, 15, 2, 60, 20, 8, 3, 1, 0],
+    weights: [60, 25, 15, 2, 60, 20, 8, 3, 1, 0, 3],
     error_permille: 3,
     crash: 20,
     rebuild: 10,
@@ -94,7 +95,7 @@ const CONTENTION: Profile = Profile {
     steps: 1_200,
     pool: 8,
     rows: 2,
-    weights: [10, 40, 60, 40, 20, 8, 14, 40, 20, 0],
+    weights: [10, 40, 60, 40, 20, 8, 14, 40, 20, 0, 15],
     error_permille: 15,
     priorities: 1,
     ..MIXED
@@ -106,7 +107,7 @@ const CRASHES: Profile = Profile {
     steps: 1_200,
     crash: 1_000,
     rebuild: 200,
-    weights: [35, 40, 30, 10, 8, 4, 4, 50, 10, 4],
+    weights: [35, 40, 30, 10, 8, 4, 4, 50, 10, 4, 12],
     ..MIXED
 };
 
@@ -117,7 +118,7 @@ const HOLES: Profile = Profile {
     steps: 1_000,
     pool: 6,
     rows: 5,
-    weights: [30, 50, 15, 15, 15, 4, 15, 25, 30, 0],
+    weights: [30, 50, 15, 15, 15, 4, 15, 25, 30, 0, 10],
     error_permille: 25,
     priorities: 1,
     scheduled_permille: 200,
@@ -132,7 +133,7 @@ const ROTATIONS: Profile = Profile {
     priorities: 4,
     rotate: 3_000,
     prune: 3_000,
-    weights: [70, 15, 15, 3, 5, 2, 2, 50, 10, 1],
+    weights: [70, 15, 15, 3, 5, 2, 2, 50, 10, 1, 12],
     ..MIXED
 };
 
@@ -146,7 +147,7 @@ const TRACKS: Profile = Profile {
     prune: 300,
     crash: 30,
     scheduled_permille: 500,
-    weights: [70, 4, 4, 1, 5, 2, 2, 50, 10, 1],
+    weights: [70, 4, 4, 1, 5, 2, 2, 50, 10, 1, 8],
     ..MIXED
 };
 
@@ -156,7 +157,7 @@ const ORDERED: Profile = Profile {
     steps: 1_200,
     pool: 500,
     priorities: 1,
-    weights: [40, 40, 40, 0, 10, 5, 4, 60, 6, 0],
+    weights: [40, 40, 40, 0, 10, 5, 4, 60, 6, 0, 0],
     error_permille: 0,
     crash: 0,
     rebuild: 0,

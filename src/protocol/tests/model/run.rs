@@ -56,6 +56,8 @@ impl World {
             Op::Claim(claim) => self.step_claim(sid, claim),
             Op::Finish(finish) => self.step_finish(sid, finish),
             Op::Cancel(cancel) => self.step_cancel(sid, cancel),
+            Op::Redrive(redrive) => self.step_redrive(sid, redrive),
+            Op::Carry(carry) => self.step_carry(sid, carry),
             Op::Undo { level, turn } => self.step_undo(sid, level, turn),
             Op::Settle => self.step_settle(sid),
         };
@@ -67,7 +69,7 @@ impl World {
         if self.profile.ordered {
             // Session 0 claims, the others do the rest; a claim is never taken back.
             if sid == 0 {
-                weights = [0; 10];
+                weights = [0; 11];
                 weights[profile::CLAIM] = 2;
                 weights[profile::COMMIT] = 3;
             } else {
@@ -87,7 +89,9 @@ impl World {
             profile::PRODUCE => self.start_produce(sid),
             profile::CLAIM if built => self.start_claim(sid),
             profile::FINISH if built => self.start_finish(sid),
+            profile::CANCEL if built && self.rng.permille(350) => self.start_redrive(sid),
             profile::CANCEL if built => self.start_cancel(sid),
+            profile::CARRY if built => self.start_carry(sid),
             profile::SAVEPOINT if in_tx => {
                 self.savepoint(sid);
                 Op::Idle

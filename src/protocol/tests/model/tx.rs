@@ -61,8 +61,11 @@ impl World {
         let at = self.commits;
         let tx = self.tx(sid);
         let (xids, sync) = (tx.xids.clone(), tx.sync);
-        let closes: Vec<_> =
-            tx.notes.iter().filter_map(|(_, n)| if let Note::Close(_, copy) = n { Some(*copy) } else { None }).collect();
+        let closes: Vec<_> = tx
+            .notes
+            .iter()
+            .filter_map(|(_, n)| if let Note::Close(_, copy) | Note::Move(.., copy) = n { Some(*copy) } else { None })
+            .collect();
         for (xid, _) in &xids {
             self.xids[*xid as usize] = Status::Committed(at);
         }
@@ -75,6 +78,13 @@ impl World {
                 self.violation(format!("copy {copy:?} has {exits} committed exits"));
             }
         }
+        let redriven: Vec<_> = self
+            .tx(sid)
+            .notes
+            .iter()
+            .filter_map(|(_, n)| if let Note::Supersede(_, copy) = n { Some(*copy) } else { None })
+            .collect();
+        redriven.into_iter().for_each(|copy| self.check_superseded(copy));
         self.say(|| format!("s{sid} commit {xids:?} sync {sync}"));
         Op::Settle
     }
@@ -149,6 +159,20 @@ impl World {
                 self.make_hole(name);
                 self.say(|| format!("s{sid} ({}, {}) is a hole", entry.job_id, entry.hop));
             }
+            // A scan may have passed the guard: the row has ended all the same.
+            Note::Supersede(name, _) if self.pool.named(name).is_none() => self.stats.stale_names += 1,
+            Note::Supersede(name, _) => {
+                let passed = self.pool.named(name).is_some_and(|entry| entry.passed);
+                if passed && crate::broken("superseding_guard_becomes_a_hole") {
+                    self.make_hole(name);
+                } else {
+                    self.pool.part(name.partition).free(name.slot);
+                }
+            }
+            Note::Move(old, new, copy) => {
+                self.pool.part(old.partition).abandon_move(old, new);
+                self.say(|| format!("s{sid} {copy:?} stays"));
+            }
             Note::Close(name, copy) => {
                 let Some(entry) = self.pool.named(name) else {
                     self.stats.stale_names += 1;
@@ -185,6 +209,29 @@ impl World {
                 self.pool.part(name.partition).free(name.slot);
                 self.held.remove(&copy);
                 self.say(|| format!("s{sid} entry of {copy:?} is freed"));
+                Op::Settle
+            }
+            Some((_, Note::Supersede(name, copy))) => {
+                let there = self.pool.named(name).is_some_and(|entry| (entry.job_id, entry.hop) == copy);
+                if !there {
+                    self.violation(format!("the commit of a retry of {copy:?} finds no entry"));
+                }
+                self.pool.part(name.partition).free(name.slot);
+                Op::Settle
+            }
+            Some((_, Note::Move(old, new, copy))) => {
+                let lease = self.pool.named(old).map(|entry| entry.lease);
+                if !self.pool.part(old.partition).finish_move(old, new) || lease.is_none() {
+                    self.violation(format!("the commit of a carrier of {copy:?} finds no entry"));
+                }
+                self.held.remove(&copy);
+                let lease = lease.unwrap_or(0);
+                self.held.insert((copy.0, copy.1 + 1), lease);
+                let deadline = self.pool.named(new).map(|entry| entry.deadline);
+                if let Some(said) = self.deadlines.get(&lease).filter(|said| deadline != Some(**said)) {
+                    self.violation(format!("{copy:?} with lease {lease} was extended to {said}, its copy has {deadline:?}"));
+                }
+                self.say(|| format!("s{sid} {copy:?} with lease {lease} has moved"));
                 Op::Settle
             }
             Some(_) => Op::Settle,

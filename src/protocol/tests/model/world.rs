@@ -10,10 +10,12 @@ use awa_protocol::queue::{Existence, HoleLinks, NOBODY, QueueFrontier, Settings,
 use awa_protocol::rebuild::{Copy_, OpenClaim};
 use awa_protocol::ring::{Event, LedgerRow, Ring};
 
+use crate::carrier::Carry;
 use crate::claimer::{Claim, Turn};
 use crate::finisher::{Cancel, Finish};
 use crate::producer::Produce;
 use crate::profile::Profile;
+use crate::redrive::Redrive;
 
 pub type Xid = u64;
 pub const QUEUE: i32 = 1;
@@ -89,6 +91,9 @@ pub enum Note {
     Registered,
     Claim(EntryRef),
     Close(EntryRef, Copy_),
+    Supersede(EntryRef, Copy_),
+    /// A running attempt, its old entry and its new one.
+    Move(EntryRef, EntryRef, Copy_),
 }
 
 #[derive(Default)]
@@ -119,6 +124,8 @@ pub enum Op {
     Claim(Box<Claim>),
     Finish(Finish),
     Cancel(Cancel),
+    Redrive(Redrive),
+    Carry(Carry),
     /// The transaction's xids are aborted down to this level; the callbacks still run.
     Undo {
         level: usize,
@@ -236,10 +243,14 @@ pub struct World {
     pub held: HashMap<Copy_, i64>,
     /// Every exit that was appended, pruned segments included.
     pub exits: HashMap<Copy_, Vec<(Xid, Outcome)>>,
+    /// Transactions that have superseded the end of a copy.
+    pub superseded: HashMap<Copy_, Vec<Xid>>,
     pub next_job: i64,
     pub cursors: HashMap<(i64, i32), Position>,
     pub last_by_xid: HashMap<(i64, i32, Xid), i64>,
     pub popped: usize,
+    /// By lease: what its worker said last.
+    pub deadlines: HashMap<i64, i64>,
     pub draining: bool,
     pub stats: Stats,
 }
@@ -266,6 +277,10 @@ pub struct Stats {
     pub stale: u64,
     pub uncommitted: u64,
     pub stale_names: u64,
+    pub superseded: u64,
+    pub carried: u64,
+    pub carried_running: u64,
+    pub heartbeats_carried: u64,
 }
 
 pub const SETTINGS: Settings = Settings {
@@ -276,6 +291,11 @@ pub const SETTINGS: Settings = Settings {
     backoff: 0,
     backoff_max: 0,
     priority_ageing: 0,
+    completed_retention: 0,
+    failed_retention: 0,
+    cancelled_retention: 0,
+    dead_letters: false,
+    dead_letter_retention: 0,
 };
 
 impl World {
@@ -306,10 +326,12 @@ impl World {
             works: Vec::new(),
             held: HashMap::new(),
             exits: HashMap::new(),
+            superseded: HashMap::new(),
             next_job: 1,
             cursors: HashMap::new(),
             last_by_xid: HashMap::new(),
             popped: 0,
+            deadlines: HashMap::new(),
             draining: false,
             stats: Stats::default(),
             profile,
@@ -393,10 +415,17 @@ impl World {
     pub fn append_closure(&mut self, sid: usize, generation: i64, copy: Copy_, outcome: Outcome, unclaimed: bool) {
         let xmin = self.xid(sid);
         self.exits.entry(copy).or_default().push((xmin, outcome));
+        self.append_evidence(sid, generation, copy, outcome, unclaimed);
+    }
+
+    pub fn append_evidence(&mut self, sid: usize, generation: i64, copy: Copy_, outcome: Outcome, unclaimed: bool) {
+        let xmin = self.xid(sid);
         let Some(segment) = self.segments.get_mut(&generation) else {
             self.violation(format!("evidence is appended to segment {generation}, which was pruned"))
         };
-        segment.closures.push(Closure { xmin, copy, outcome, unclaimed });
+        // Backends append to pages of their own: the order of rows is not that of commits.
+        let place = self.rng.below(segment.closures.len() + 1);
+        segment.closures.insert(place, Closure { xmin, copy, outcome, unclaimed });
         if unclaimed {
             segment.tombstones.entry(copy).or_default().push(xmin);
         }

@@ -1,0 +1,239 @@
+//! One step: up to 512 open jobs of one segment, in the order in which a rollback can undo it. First each job gets its guard, so that
+//! nobody else takes or ends it; then the next copies are appended, then the closures.
+
+use std::rc::Rc;
+
+use awa_protocol::attempt::{Entry, EntryRef, State};
+use awa_protocol::lane::{Lane, Position, SubLane};
+use awa_protocol::limits::JOBS_PER_CARRY;
+use awa_protocol::ring::SegmentState;
+
+use super::census::{self, Standing, lane_number};
+use super::running::{Open, Running};
+use super::waiting::Waiting;
+use super::{Due, about, stalled};
+use crate::error::{Result, reserve};
+use crate::frontier::{Frontier, SegmentInfo};
+use crate::ops::exits::is_unsettled;
+use crate::ops::taking::OpenSegment;
+use crate::ops::tasks::Outcome;
+use crate::pg::rel::{Lock, Rel};
+use crate::pg::scan::{IndexScan, RowState, has_ended};
+use crate::pg::xact;
+use crate::store::evidence::{self, Closure};
+use crate::store::ready;
+
+/// Why open jobs were left.
+#[derive(Default)]
+pub struct Left {
+    /// Being claimed, finished or cancelled at this moment.
+    pub busy: u64,
+    /// Rows of unfinished transactions.
+    pub unfinished: u64,
+    /// Jobs that workers are coming for.
+    pub due: bool,
+    pub pool_is_full: bool,
+}
+
+pub struct Step<'a> {
+    pub frontier: &'a Frontier,
+    pub old: Rc<OpenSegment>,
+    pub now: i64,
+    due: Due<'a>,
+    pub waiting: Vec<Waiting>,
+    pub running: Vec<Running>,
+    /// Where running attempts go; opened for the first of them.
+    pub open: Option<Open>,
+    pub left: Left,
+}
+
+impl<'a> Step<'a> {
+    pub fn run(frontier: &'a Frontier, info: &SegmentInfo, due: Due<'a>) -> Result<Outcome> {
+        let Some(rel) = Rel::open_if_lockable(info.ready, Lock::RowExclusive)? else {
+            return Ok(super::blocked(info));
+        };
+        frontier.check_current()?;
+        ready::check_for_write(&rel, info)?;
+        // The lock is ours now: the segment must still be what we took it for.
+        let usable = |now: SegmentInfo| now.slot == info.slot && now.state == SegmentState::Sealed;
+        if !frontier.segment(info.generation).is_some_and(usable) {
+            return Ok(Outcome::of_segment("nothing", info.generation, info.slot));
+        }
+        let index = ready::open_index(&rel, info)?;
+        let old = Rc::new(OpenSegment { info: *info, rel, index });
+        let (waiting, running, left) = (Vec::new(), Vec::new(), Left::default());
+        let mut step = Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left };
+        reserve(&mut step.waiting, JOBS_PER_CARRY)?;
+        reserve(&mut step.running, JOBS_PER_CARRY)?;
+        step.guard_entries()?;
+        for standing in census::standings(frontier, info.generation) {
+            step.guard_gaps(&standing)?;
+            step.guard_tracks(&standing)?;
+        }
+        step.append()
+    }
+
+    fn room(&self) -> usize {
+        JOBS_PER_CARRY.saturating_sub(self.waiting.len() + self.running.len())
+    }
+
+    fn is_full(&self) -> bool {
+        self.room() == 0 || self.left.pool_is_full
+    }
+
+    /// Are the due jobs of this queue left to the workers who are coming for them?
+    fn leaves_due(&self, place: u16) -> bool {
+        match self.due {
+            Due::All => false,
+            Due::Stalled(stalled) => !stalled.has(place),
+        }
+    }
+
+    fn is_due(&self, sub: SubLane, key: i64) -> bool {
+        sub == SubLane::Immediate || key <= self.now
+    }
+
+    /// Holes and running attempts.
+    fn guard_entries(&mut self) -> Result<()> {
+        let mut found: Vec<(EntryRef, Entry)> = Vec::new();
+        let generation = self.old.info.generation;
+        census::sweep(self.frontier, |name, entry| {
+            if entry.generation == generation && found.len() < 4 * JOBS_PER_CARRY {
+                reserve(&mut found, 1)?;
+                found.push((name, *entry));
+            }
+            Ok(())
+        })?;
+        found.sort_unstable_by_key(|(_, entry)| (entry.lane, entry.key, entry.job_id));
+        for (name, entry) in found {
+            if self.is_full() {
+                break;
+            }
+            let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
+            let guarded = match entry.state {
+                State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
+                    self.left.due = true;
+                    continue;
+                }
+                State::Hole => self.guard_hole(name, &entry)?,
+                State::Claimed if is_settled => self.guard_running(name, &entry)?,
+                State::Claimed | State::Guard | State::Free => false,
+            };
+            self.left.busy += u64::from(!guarded);
+        }
+        Ok(())
+    }
+
+    /// Rows that scans have passed by because their transactions had not ended.
+    fn guard_gaps(&mut self, standing: &Standing) -> Result<()> {
+        let old = Rc::clone(&self.old);
+        for gap in &standing.gaps {
+            if !has_ended(gap.xid) {
+                self.left.unfinished += 1;
+                continue;
+            }
+            if self.leaves_due(standing.queue.place) && self.is_due(gap.track.sub, gap.from.key) {
+                self.left.due = true;
+                continue;
+            }
+            let lane = lane_number(&standing.queue, gap.track);
+            let mut scan = IndexScan::begin(&old.rel, &old.index, lane, gap.from.key)?;
+            while let Some((key, row)) = scan.next() {
+                if Position::at(key, row.tid()) > gap.to || self.is_full() {
+                    break;
+                }
+                if row.xmin_full() == gap.xid && row.state() == RowState::Committed {
+                    self.guard_row(&standing.queue, gap.track, &row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows above the cursors. The cursors stay: what is moved has a tombstone, and what is not due must never be below a cursor.
+    fn guard_tracks(&mut self, standing: &Standing) -> Result<()> {
+        let old = Rc::clone(&self.old);
+        for (id, cursor) in &standing.tracks {
+            let lane = lane_number(&standing.queue, *id);
+            let mut from = stalled::resume(self.frontier, id.generation, lane).map_or(*cursor, |at| at.max(*cursor));
+            if self.leaves_due(standing.queue.place) {
+                self.left.due = true;
+                if id.sub == SubLane::Immediate {
+                    continue;
+                }
+                from = from.max(Position::at(self.now, u64::MAX));
+            }
+            let mut scan = IndexScan::begin(&old.rel, &old.index, lane, from.key)?;
+            scan.seek(lane, from.key, Some(from.tid).filter(|_| from != Position::START));
+            let mut is_through = true;
+            while let Some((key, row)) = scan.next() {
+                if self.is_full() {
+                    is_through = false;
+                    break;
+                }
+                match row.state() {
+                    RowState::Committed => self.guard_row(&standing.queue, *id, &row)?,
+                    RowState::InProgress(_) | RowState::Own(_) => self.left.unfinished += 1,
+                    RowState::Dead => {}
+                }
+                from = Position::at(key, row.tid());
+            }
+            drop(scan);
+            if self.is_full() && !is_through {
+                stalled::set_resume(self.frontier, id.generation, lane, from);
+                return Ok(());
+            }
+            stalled::forget_resume(self.frontier, id.generation, lane);
+        }
+        Ok(())
+    }
+
+    fn append(mut self) -> Result<Outcome> {
+        let info = self.old.info;
+        if self.waiting.is_empty() && self.running.is_empty() {
+            return Ok(self.nothing_moved());
+        }
+        let more = self.room() == 0;
+        self.waiting.sort_unstable_by_key(|job| (job.row.head.lane, job.row.head.key, job.row.head.tid));
+        let deferred = self.append_waiting()?;
+        self.append_running()?;
+        if !self.waiting.is_empty() {
+            // Before the closures: a claimer who comes when the guards are gone must look for them.
+            self.frontier.set_tombstones(info.slot, true);
+        }
+        let mut closures = Vec::new();
+        reserve(&mut closures, self.waiting.len() + self.running.len())?;
+        closures.extend(self.waiting.iter().map(|job| self.closure(&job.row.head, true)));
+        closures.extend(self.running.iter().map(|job| self.closure(&job.row.head, false)));
+        evidence::append_closures(&info, &closures)?;
+        let (waiting, running) = (self.waiting.len() - deferred, self.running.len());
+        let detail = format!("{waiting} waiting, {deferred} deferred, {running} running");
+        Ok(Outcome { rows: closures.len() as i64, more, ..about(&info, "carried", detail) })
+    }
+
+    fn closure(&self, head: &ready::Head, unclaimed: bool) -> Closure {
+        Closure {
+            closed_at: self.now,
+            job_id: head.job_id,
+            hop: head.hop,
+            tombstone: unclaimed.then_some((head.lane, head.key)),
+            outcome: awa_protocol::lifecycle::Outcome::Moved,
+            errors: None,
+        }
+    }
+
+    fn nothing_moved(&self) -> Outcome {
+        let info = &self.old.info;
+        if self.left.pool_is_full {
+            about(info, "blocked", "no place is left for another job in flight".to_owned())
+        } else if self.left.unfinished > 0 {
+            about(info, "blocked", "a row belongs to an unfinished transaction".to_owned())
+        } else if self.left.busy > 0 {
+            about(info, "skipped_active", format!("{} jobs are being claimed, finished or cancelled", self.left.busy))
+        } else if self.left.due {
+            about(info, "skipped_active", "workers are claiming its jobs".to_owned())
+        } else {
+            Outcome::of_segment("nothing", info.generation, info.slot)
+        }
+    }
+}
