@@ -171,13 +171,15 @@ pub fn run(
 ) -> Result<LoadResult> {
     let mut control = connect(url)?;
     counters::wait_until_alone(&mut control)?;
+    let in_flight = shape.workers * usize::try_from(shape.claim_batch)?;
+    let wishes = Wishes { in_flight, ..shape.wishes };
     let mut producers = Vec::new();
     for _ in 0..shape.producers {
-        producers.push(system.connect_with(url, queue, shape.wishes)?);
+        producers.push(system.connect_with(url, queue, wishes)?);
     }
     let mut workers = Vec::new();
     for _ in 0..shape.workers {
-        workers.push(system.connect_with(url, queue, shape.wishes)?);
+        workers.push(system.connect_with(url, queue, wishes)?);
     }
     let helper = system.helper(url, queue)?;
     let before = counters::counters(&mut control)?;

@@ -6,15 +6,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use clap::ValueEnum;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::report::{Measurement, Run, Series, distinct, samples};
 use crate::stats;
+use crate::systems::SystemName;
 
 const SIZE: (u32, u32) = (960, 540);
-/// Told apart in grey, too, by their order in the legend.
+/// In the order of `SystemName`.
 const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 90, 181),
     RGBColor(220, 50, 32),
@@ -33,7 +35,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// One bar: median and range.
 struct Bar {
     label: String,
-    colour: usize,
+    colour: RGBColor,
     median: f64,
     range: (f64, f64),
 }
@@ -88,11 +90,11 @@ fn by_system(measurements: &[&Measurement], metric: &str) -> Vec<Bar> {
     let mut list = Vec::new();
     for case in &cases {
         let of_case: Vec<&Measurement> = measurements.iter().copied().filter(|m| m.case == *case).collect();
-        for (colour, system) in systems.iter().enumerate() {
+        for system in &systems {
             let values = samples(&of_case, system, metric);
             if let (Some(median), Some(range)) = (stats::median(&values), stats::range(&values)) {
                 let label = if cases.len() > 1 { format!("{case}: {system}") } else { (*system).to_owned() };
-                list.push(Bar { label, colour, median, range });
+                list.push(Bar { label, colour: colour(system), median, range });
             }
         }
     }
@@ -164,11 +166,11 @@ where
     for (row, bar) in list.iter().enumerate() {
         let (top, bottom) = (rows - row as f64 - 0.15, rows - row as f64 - 0.85);
         let middle = (top + bottom) / 2.0;
-        let colour = colour(bar.colour);
+        let colour = bar.colour;
         chart.draw_series([Rectangle::new([(foot, bottom), (bar.median, top)], colour.mix(0.75).filled())]).map_err(failed)?;
         chart.draw_series(LineSeries::new([(bar.range.0, middle), (bar.range.1, middle)], &BLACK)).map_err(failed)?;
         let (x, y) = chart.backend_coord(&(foot, middle));
-        let label = format!("{}  {}", name(&middle), short(bar.median));
+        let label = format!("{}: {}", name(&middle), short(bar.median));
         let style = ("sans-serif", 14).into_font().into_text_style(area).pos(right_centre());
         area.draw(&Text::new(label, (x - 8, y), style)).map_err(failed)?;
     }
@@ -253,8 +255,8 @@ where
         .label_style(("sans-serif", 14))
         .draw()
         .map_err(failed)?;
-    for (number, curve) in list.iter().enumerate() {
-        let colour = colour(number);
+    for curve in list {
+        let colour = colour(&curve.label);
         chart
             .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))
             .map_err(failed)?
@@ -278,8 +280,11 @@ where
         .map_err(failed)
 }
 
-fn colour(number: usize) -> RGBColor {
-    COLOURS.get(number % COLOURS.len()).copied().unwrap_or(BLACK)
+/// The same in every picture; a way to finish jobs is part of the name of a contender.
+fn colour(system: &str) -> RGBColor {
+    let name = system.split([' ', ',']).next().unwrap_or_default();
+    let number = SystemName::value_variants().iter().position(|known| known.as_str() == name);
+    number.and_then(|number| COLOURS.get(number % COLOURS.len())).copied().unwrap_or(BLACK)
 }
 
 /// 12 k, 3.4 k, 900, 0.12

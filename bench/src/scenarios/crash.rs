@@ -17,7 +17,8 @@ use crate::Target;
 use crate::accounting;
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
-use crate::systems::{Claimed, Helper, Session, System, SystemName, Wishes, connect};
+use crate::scenarios::able;
+use crate::systems::{Ability, Claimed, Helper, Session, System, SystemName, Wishes, connect};
 
 const STEP: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
@@ -88,8 +89,10 @@ pub fn run(target: &Target, args: &CrashArgs, recorder: &mut Recorder) -> Result
     let (Some(data), Some(restart)) = (&target.data, &target.restart) else {
         bail!("crash-recovery kills the server: it needs --data and --restart, as bench/run gives them")
     };
+    // A runtime of its own has connections that are not ours to open again.
+    let systems = able(target, &[Ability::SqlSession], "crash-recovery", "kill -9 under load", recorder)?;
     for round in 1..=target.rounds {
-        for &name in &target.systems {
+        for &name in &systems {
             one_crash(target, args, name, (data, restart), round, recorder)?;
         }
     }

@@ -38,7 +38,13 @@ Profile a backend under load. The release build keeps line tables; for the serve
 
      for i in $(seq 200); do psql '{url}' -Atc \"SELECT coalesce(wait_event, 'CPU') FROM pg_stat_activity
          WHERE backend_type = 'client backend' AND state = 'active' AND pid <> pg_backend_pid()\"; sleep 0.05; done |
-         sort | uniq -c | sort -rn",
+         sort | uniq -c | sort -rn
+
+5. Exactly, and on a busy machine: count instructions in a server of one process, on a copy of a stopped cluster that has the
+   extension and a queue q. Statements of one line each, sixty times the same, make what starts and ends the server small:
+
+     valgrind --tool=callgrind --callgrind-out-file=out postgres --single -D COPY -c full_page_writes=off DATABASE <statements.sql
+     callgrind_annotate --inclusive=yes out | grep awa_queue | head -40",
         window = seconds + 20,
     );
     Ok(())

@@ -49,6 +49,7 @@ pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Resul
         system.create_queue(&mut client, &queue)?;
         counters::publish_counts(&mut client)?;
         client.batch_execute("VACUUM")?;
+        drop(client);
         let shape = Shape {
             producers: 2,
             enqueue_batch: 4,
@@ -105,6 +106,7 @@ pub fn run(target: &Target, args: &SteadyArgs, recorder: &mut Recorder) -> Resul
                     .metric("driver CPU %", window.client_cpu);
             recorder.record(measurement)?;
         }
+        let mut client = connect(&target.url)?;
         check_account(target, recorder, &mut client, &*system, "steady", &result)?;
         system.drop_queue(&mut client, &queue)?;
     }

@@ -25,6 +25,9 @@ pub struct WindowArgs {
     /// Microseconds a worker sleeps when it found nothing
     #[arg(long, default_value_t = 1_000)]
     pub idle_us: u64,
+    /// Workers that find nothing sleep in the server, where the system offers that
+    #[arg(long)]
+    pub wait: bool,
     /// Jobs a second offered; 0: as fast as the depth allows
     #[arg(long, default_value_t = 0.0)]
     pub rate: f64,
@@ -80,7 +83,7 @@ pub fn batch(target: &Target, args: &BatchArgs, recorder: &mut Recorder) -> Resu
         rate: args.window.rate,
         idle: Duration::from_micros(args.window.idle_us),
         work: Duration::ZERO,
-        wishes: Wishes::default(),
+        wishes: Wishes { wait: args.window.wait, ..Wishes::default() },
     };
     let case = format!("{} x {} / {} x {}", args.producers, args.enqueue_batch, args.workers, args.claim_batch);
     rounds(target, &args.window, "throughput-batch", &[(case, shape)], recorder)
@@ -106,7 +109,7 @@ pub fn scaling(target: &Target, args: &ScalingArgs, recorder: &mut Recorder) -> 
             rate: args.window.rate,
             idle: Duration::from_micros(args.window.idle_us),
             work: Duration::ZERO,
-            wishes: Wishes::default(),
+            wishes: Wishes { wait: args.window.wait, ..Wishes::default() },
         };
         batches.push((format!("batch, {sessions} sessions"), shape));
         singles.push((format!("single, {sessions} sessions"), single_shape(sessions, sessions, 1_000, &args.window)));
@@ -126,7 +129,7 @@ fn single_shape(producers: usize, workers: usize, depth: i64, window: &WindowArg
         rate: window.rate,
         idle: Duration::from_micros(window.idle_us),
         work: Duration::ZERO,
-        wishes: Wishes::default(),
+        wishes: Wishes { wait: window.wait, ..Wishes::default() },
     }
 }
 

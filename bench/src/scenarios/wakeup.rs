@@ -10,8 +10,9 @@ use clap::Args;
 use crate::Target;
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
+use crate::scenarios::able;
 use crate::stats;
-use crate::systems::{Helper, Session, SystemName, connect};
+use crate::systems::{Ability, Helper, Session, SystemName, connect};
 
 const JOB_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -36,8 +37,9 @@ struct Woken {
 }
 
 pub fn run(target: &Target, args: &WakeupArgs, recorder: &mut Recorder) -> Result<()> {
+    let systems = able(target, &[Ability::SqlSession], "wakeup", "one waiting session", recorder)?;
     for round in 1..=target.rounds {
-        for &name in &target.systems {
+        for &name in &systems {
             let system = target.system(name);
             let queue = format!("wakeup_{}", std::process::id());
             let mut client = connect(&target.url)?;

@@ -11,6 +11,7 @@ use crate::Target;
 use crate::counters::{self, Counters};
 use crate::payload::Payload;
 use crate::report::{Measurement, Recorder};
+use crate::scenarios::able;
 use crate::systems::{Ability, Claimed, Helper, Session, connect};
 
 /// Records that would have been written without the load.
@@ -26,6 +27,7 @@ pub struct WalArgs {
     jobs: usize,
 }
 
+const WHOLE_WAY: &str = "enqueue + claim + complete";
 const ONE_CALL: &str = "complete and claim in one call";
 /// For jobs that come only when a ticker says so
 const CLAIM_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -53,7 +55,7 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
     if !inspect {
         eprintln!("pg_walinspect is not installed: no record counts, page images are not told apart");
     }
-    for &name in &target.systems {
+    for name in able(target, &[Ability::SqlSession], "wal-per-job", "each verb", recorder)? {
         for &batch in &args.batches {
             let system = target.system(name);
             let queue = format!("wal_{}_{batch}", std::process::id());
@@ -64,8 +66,14 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
             let one_call = system.lacks(Ability::OneCallCycle);
             let mut meter =
                 Meter { control: &mut control, session, inspect, batch, jobs: args.jobs, one_call: one_call.is_none() };
-            let costs = meter.all_verbs()?;
+            let open_claims = system.lacks(Ability::OpenClaims);
+            let costs = if open_claims.is_none() { meter.all_verbs()? } else { meter.batch_by_batch()? };
             drop(meter);
+            if let Some(reason) = open_claims {
+                for verb in ["claim", "complete"] {
+                    recorder.absent("wal-per-job", &format!("batch {batch}, {verb}"), name.as_str(), reason)?;
+                }
+            }
             helper.map_or(Ok(()), Helper::finish)?;
             if let Some(reason) = one_call {
                 recorder.absent("wal-per-job", &format!("batch {batch}, {ONE_CALL}"), name.as_str(), reason)?;
@@ -119,12 +127,28 @@ impl Meter<'_> {
         let (_, cost) = self.measure(|session| complete_all(session, batch, &claimed))?;
         costs.push(("complete", cost));
         let (_, cost) = self.measure(|session| whole_way(session, batch, jobs))?;
-        costs.push(("enqueue + claim + complete", cost));
+        costs.push((WHOLE_WAY, cost));
         if self.one_call {
             enqueue_all(&mut *self.session, batch, jobs)?;
             let (_, cost) = self.measure(|session| complete_and_claim_all(session, batch, jobs))?;
             costs.push((ONE_CALL, cost));
         }
+        Ok(costs)
+    }
+
+    /// Claims and completions cannot be told apart where each claim must be completed before the next.
+    fn batch_by_batch(&mut self) -> Result<Vec<(&'static str, Cost)>> {
+        let (batch, jobs) = (self.batch, self.jobs);
+        enqueue_all(&mut *self.session, batch, batch * 2)?;
+        drain(&mut *self.session, batch, batch * 2)?;
+        let (_, cost) = self.measure(|session| enqueue_all(session, batch, jobs))?;
+        drain(&mut *self.session, batch, jobs)?;
+        let mut costs = vec![("enqueue", cost)];
+        let (_, cost) = self.measure(|session| {
+            enqueue_all(session, batch, jobs)?;
+            drain(session, batch, jobs)
+        })?;
+        costs.push((WHOLE_WAY, cost));
         Ok(costs)
     }
 
@@ -179,6 +203,16 @@ fn enqueue_all(session: &mut dyn Session, batch: usize, jobs: usize) -> Result<u
         enqueued += session.enqueue(&payloads)?.len();
     }
     Ok(enqueued)
+}
+
+/// What is claimed is completed before the next claim.
+fn drain(session: &mut dyn Session, batch: usize, jobs: usize) -> Result<()> {
+    let mut done = 0;
+    while done < jobs {
+        let claimed = claim_all(session, batch, 1)?;
+        done += session.complete(&claimed)?.len();
+    }
+    Ok(())
 }
 
 fn claim_all(session: &mut dyn Session, batch: usize, jobs: usize) -> Result<Vec<Claimed>> {

@@ -26,7 +26,11 @@ impl System for Awa {
     }
 
     fn reset(&self, client: &mut Client) -> Result<()> {
-        client.batch_execute("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS awa_queue")?;
+        client.batch_execute("SET client_min_messages = warning")?;
+        // The client of the ancestor has its tables in a schema of the same name.
+        if client.query_opt("SELECT 1 FROM pg_extension WHERE extname = 'awa_queue'", &[])?.is_none() {
+            client.batch_execute("DROP SCHEMA IF EXISTS awa CASCADE; CREATE EXTENSION awa_queue")?;
+        }
         // A ring that cannot rotate or prune now is no reason not to measure.
         if let Err(error) = rotate_and_prune(client) {
             eprintln!("the ring keeps its segments: {error:#}");

@@ -4,6 +4,7 @@
 //! that is not there, is said in the tables.
 
 mod awa;
+mod awa_client;
 mod graphile_worker;
 mod helper;
 mod pg_boss;
@@ -41,6 +42,7 @@ pub enum SystemName {
     Procrastinate,
     GraphileWorker,
     PgBoss,
+    AwaClient,
 }
 
 impl SystemName {
@@ -55,6 +57,7 @@ impl SystemName {
             SystemName::Procrastinate => "procrastinate",
             SystemName::GraphileWorker => "graphile_worker",
             SystemName::PgBoss => "pg_boss",
+            SystemName::AwaClient => "awa_client",
         }
     }
 
@@ -63,7 +66,11 @@ impl SystemName {
         match self {
             SystemName::Awa | SystemName::SkipLocked | SystemName::SkipLockedKeep => None,
             SystemName::Pgmq | SystemName::PgmqArchive => Some("pgmq"),
-            SystemName::Pgq | SystemName::Procrastinate | SystemName::GraphileWorker | SystemName::PgBoss => Some(self.as_str()),
+            SystemName::Pgq
+            | SystemName::Procrastinate
+            | SystemName::GraphileWorker
+            | SystemName::PgBoss
+            | SystemName::AwaClient => Some(self.as_str()),
         }
     }
 
@@ -79,6 +86,7 @@ impl SystemName {
             SystemName::Procrastinate => Box::new(procrastinate::Procrastinate { package }),
             SystemName::GraphileWorker => Box::new(graphile_worker::GraphileWorker { package }),
             SystemName::PgBoss => Box::new(pg_boss::PgBoss { package }),
+            SystemName::AwaClient => Box::new(awa_client::AwaClient::new(package)),
         }
     }
 
@@ -115,6 +123,10 @@ pub enum Ability {
     ClaimSize,
     /// Jobs that become due later
     Schedule,
+    /// A session may claim again before it has completed what it claimed first
+    OpenClaims,
+    /// All verbs are statements of one session, so that what they cost can be told apart
+    SqlSession,
 }
 
 /// When the rows of a bulk load may run.
@@ -139,6 +151,8 @@ pub struct Wishes {
     pub deadline: Option<u32>,
     /// A worker that finds nothing sleeps in the server, where the system offers that.
     pub wait: bool,
+    /// Jobs that all workers of the load may hold at a time; 0 when there is no load.
+    pub in_flight: usize,
     /// Note when each job was enqueued, claimed and completed: it costs the driver a little.
     pub times: bool,
 }

@@ -44,6 +44,8 @@ impl System for Pgq {
             Ability::OneCallCycle => Some("no call that completes and claims"),
             Ability::ClaimSize => Some("the ticker cuts the batches"),
             Ability::Schedule => Some("no schedule"),
+            Ability::OpenClaims => Some("one open batch at a time"),
+            Ability::SqlSession => None,
         }
     }
 

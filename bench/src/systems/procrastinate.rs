@@ -26,7 +26,7 @@ impl System for Procrastinate {
         match ability {
             Ability::OneCallCycle => Some("no call that completes and claims"),
             Ability::ClaimSize => Some("one job a claim"),
-            Ability::Schedule => None,
+            Ability::Schedule | Ability::OpenClaims | Ability::SqlSession => None,
         }
     }
 
