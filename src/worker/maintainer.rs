@@ -21,6 +21,7 @@ use crate::settings;
 use crate::store::{extension, instance};
 
 /// What a look has found.
+#[expect(clippy::large_enum_variant, reason = "one value at a time")]
 enum Found {
     NoExtension,
     Idle(Line),

@@ -22,7 +22,7 @@ use rand::{Rng, SeedableRng};
 use self::book::Book;
 use self::load::{Role, Worker};
 use super::Stage;
-use super::stress_mixed::number;
+use super::stress_mixed::{HASTY, configured, number};
 use crate::cluster::Shutdown;
 use crate::process::wait_until;
 
@@ -44,21 +44,35 @@ enum Blow {
     KillServer,
     Immediate,
     Clean,
+    KillMaintainer,
 }
 
 // If this fails, a crash of the server loses jobs, undoes work that was acknowledged, or makes running attempts worthless.
 pub fn what_clients_were_told_survives_every_crash(stage: &mut Stage<'_>) -> Result<()> {
+    rounds_of(stage, &[Blow::KillServer, Blow::KillBackend, Blow::Immediate, Blow::Clean])
+}
+
+// If this fails, a crash in the middle of a rotation, a prune, a carry or a rescue does.
+pub fn what_clients_were_told_survives_crashes_of_the_maintainer(stage: &mut Stage<'_>) -> Result<()> {
+    // Finished jobs stay visible although their segments are pruned all the time.
+    stage.connect()?.batch_execute("SELECT awa.alter_queue('q', completed_retention => '1 day')")?;
+    configured(stage, &HASTY, |stage| {
+        rounds_of(stage, &[Blow::KillMaintainer, Blow::KillServer, Blow::KillMaintainer, Blow::Immediate, Blow::KillMaintainer])
+    })
+}
+
+fn rounds_of(stage: &mut Stage<'_>, blows: &[Blow]) -> Result<()> {
     let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
     let rounds = number("AWA_CRASH_ROUNDS", 6);
     println!("        crash_ledger: AWA_SEED={seed} AWA_CRASH_ROUNDS={rounds}");
     let mut rng = StdRng::seed_from_u64(seed);
     let book = Book::create(&stage.cluster.dir().join("crash_ledger.txt"))?;
-    // The operator of the load rotates, and nothing is pruned here: finished jobs must stay visible.
+    // The operator of the load rotates and does not prune: finished jobs must stay visible.
     stage.connect()?.batch_execute("SELECT awa.create_queue('unused')")?;
     let mut found = audit::Found::default();
     for round in 0..rounds {
         // Each kind comes up in the normal run.
-        let blow = [Blow::KillServer, Blow::KillBackend, Blow::Immediate, Blow::Clean][round as usize % 4];
+        let Some(blow) = blows.get(round as usize % blows.len()).copied() else { break };
         let after = Duration::from_millis(rng.random_range(150..1500));
         strike(stage, &book, rng.random(), round, blow, after).with_context(|| format!("round {round}: {blow:?} after {after:?}"))?;
         audit::after_a_crash(stage, &book, &mut rng, &mut found).with_context(|| format!("after round {round}: {blow:?} after {after:?}"))?;
@@ -95,6 +109,7 @@ fn strike(stage: &mut Stage<'_>, book: &Book, seed: u64, round: u64, blow: Blow,
                 let pid = pids.iter().map(|pid| pid.load(Ordering::Relaxed)).find(|pid| *pid != 0);
                 pid.context("no worker has connected").and_then(|pid| stage.cluster.kill_backend(pid))
             }
+            Blow::KillMaintainer => maintainer(stage).and_then(|pid| stage.cluster.kill_backend(pid)),
         };
         over.store(true, Ordering::Relaxed);
         let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| worker.join().unwrap_or_else(|_| Err(anyhow!("a worker panicked")));
@@ -102,9 +117,20 @@ fn strike(stage: &mut Stage<'_>, book: &Book, seed: u64, round: u64, blow: Blow,
     });
     struck?;
     results.into_iter().collect::<Result<Vec<()>>>()?;
-    if !matches!(blow, Blow::KillBackend) {
+    if !matches!(blow, Blow::KillBackend | Blow::KillMaintainer) {
         stage.cluster.start()?;
     }
     ensure!(stage.cluster.is_running(), "the server does not run");
     Ok(())
+}
+
+fn maintainer(stage: &Stage<'_>) -> Result<i32> {
+    let mut client = stage.connect()?;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'awa_queue maintainer' AND datname = current_database()";
+    let mut pid = None;
+    wait_until(Duration::from_secs(20), || {
+        pid = client.query_opt(sql, &[]).ok().flatten().and_then(|row| row.try_get(0).ok());
+        pid.is_some()
+    });
+    pid.context("there is no maintainer")
 }

@@ -106,7 +106,7 @@ suites! {
         the_doctor_sees_that_nobody_works, a_database_that_is_gone_starves_no_more, a_restore_puts_it_to_sleep_and_wakes_it,
         a_command_that_failed_in_a_savepoint_holds_nothing, a_database_may_have_any_name,
     ];
-    crash_ledger: [what_clients_were_told_survives_every_crash];
+    crash_ledger: [what_clients_were_told_survives_every_crash, what_clients_were_told_survives_crashes_of_the_maintainer];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
     hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
 }

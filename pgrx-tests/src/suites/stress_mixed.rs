@@ -64,20 +64,22 @@ pub fn every_acknowledged_job_has_one_end_while_segments_are_emptied(stage: &mut
 
 // If this fails, the maintainer, which does everything by itself and all the time, harms jobs.
 pub fn every_acknowledged_job_has_one_end_under_maintenance(stage: &mut Stage<'_>) -> Result<()> {
-    let hasty = [
-        ("awa.maintenance", "on"),
-        ("awa.maintenance_interval", "10ms"),
-        ("awa.rotate_age", "1s"),
-        ("awa.rotate_size", "1MB"),
-        ("awa.ring_segments", "4"),
-        ("awa.prune_grace", "0"),
-        ("awa.deferral", "2s"),
-    ];
-    configured(stage, &hasty, |stage| run(stage, Mischief::Carries))
+    configured(stage, &HASTY, |stage| run(stage, Mischief::Carries))
 }
 
+/// A maintainer that never rests.
+pub const HASTY: [(&str, &str); 7] = [
+    ("awa.maintenance", "on"),
+    ("awa.maintenance_interval", "10ms"),
+    ("awa.rotate_age", "1s"),
+    ("awa.rotate_size", "1MB"),
+    ("awa.ring_segments", "4"),
+    ("awa.prune_grace", "0"),
+    ("awa.deferral", "2s"),
+];
+
 /// Runs with other settings of the server, and puts them back.
-fn configured(stage: &mut Stage<'_>, settings: &[(&str, &str)], body: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+pub fn configured(stage: &mut Stage<'_>, settings: &[(&str, &str)], body: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
     let mut client = stage.connect()?;
     for (name, value) in settings {
         client.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'"))?;

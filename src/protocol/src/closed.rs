@@ -97,7 +97,7 @@ impl ClosedCopies {
             }
         };
         let bits = self.chunks.get_mut(place as usize)?.get_mut(word)?;
-        let is_new = *bits & bit == 0 && !(!self.others.is_empty() && self.others.contains_key(&(job_id, 0)));
+        let is_new = *bits & bit == 0 && (self.others.is_empty() || !self.others.contains_key(&(job_id, 0)));
         *bits |= bit;
         Some(is_new)
     }
