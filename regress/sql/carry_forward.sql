@@ -191,3 +191,19 @@ SELECT outcome FROM awa.run_maintenance('carry_forward');
 SELECT outcome FROM awa.run_maintenance('promote_deferred');
 SELECT pg_current_xact_id_if_assigned();
 COMMIT;
+
+-- A full step is rolled back: the next one does not begin where it had stopped and find nothing.
+SELECT awa.drop_queue(queue, true) FROM unnest(ARRAY['still', 'long', 'far']) AS queue;
+SELECT awa.create_queue('steps');
+SELECT awa.pause_queue('steps');
+TRUNCATE j;
+INSERT INTO j SELECT n, job_id FROM unnest(awa.enqueue_many('steps', 'k', ARRAY(SELECT to_jsonb(n) FROM generate_series(1, 513) AS n))) WITH ORDINALITY AS e (job_id, n);
+SELECT outcome FROM awa.rotate();
+SELECT max(generation) - 1 AS generation FROM awa.stat_segments \gset
+BEGIN;
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+ROLLBACK;
+SELECT awa.cancel(job_id) FROM j WHERE n = 513;
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+SELECT * FROM awa.verify();

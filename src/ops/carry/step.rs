@@ -24,7 +24,7 @@ use crate::store::evidence::{self, Closure};
 use crate::store::ready;
 
 /// Why open jobs were left.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Left {
     /// Being claimed, finished or cancelled at this moment.
     pub busy: u64,
@@ -45,6 +45,8 @@ pub struct Step<'a> {
     /// Where running attempts go; opened for the first of them.
     pub open: Option<Open>,
     pub left: Left,
+    /// A lane was not read from its cursor, but from where a step before had stopped.
+    resumed: bool,
 }
 
 impl<'a> Step<'a> {
@@ -62,19 +64,31 @@ impl<'a> Step<'a> {
         let index = ready::open_index(&rel, info)?;
         let old = Rc::new(OpenSegment { info: *info, rel, index });
         let (waiting, running, left) = (Vec::new(), Vec::new(), Left::default());
-        let mut step = Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left };
+        let mut step = Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left, resumed: false };
         reserve(&mut step.waiting, JOBS_PER_CARRY)?;
         reserve(&mut step.running, JOBS_PER_CARRY)?;
         step.guard_entries()?;
-        for standing in census::standings(frontier, info.generation) {
-            // The next queue must not say that the next step is to begin with it.
-            if step.is_full() {
-                break;
-            }
-            step.guard_gaps(&standing)?;
-            step.guard_tracks(&standing)?;
+        let left = step.left;
+        step.guard_rows()?;
+        // The step before may have been rolled back: then what it had moved is below the place where it stopped.
+        if step.waiting.is_empty() && step.running.is_empty() && step.resumed {
+            step.left = left;
+            stalled::begin_anew(frontier);
+            step.guard_rows()?;
         }
         step.append()
+    }
+
+    fn guard_rows(&mut self) -> Result<()> {
+        for standing in census::standings(self.frontier, self.old.info.generation) {
+            // The next queue must not say that the next step is to begin with it.
+            if self.is_full() {
+                break;
+            }
+            self.guard_gaps(&standing)?;
+            self.guard_tracks(&standing)?;
+        }
+        Ok(())
     }
 
     fn room(&self) -> usize {
@@ -159,7 +173,9 @@ impl<'a> Step<'a> {
         let old = Rc::clone(&self.old);
         for (id, cursor) in &standing.tracks {
             let lane = lane_number(&standing.queue, *id);
-            let mut from = stalled::resume(self.frontier, id.generation, lane).map_or(*cursor, |at| at.max(*cursor));
+            let resume = stalled::resume(self.frontier, id.generation, lane).filter(|at| at > cursor);
+            self.resumed |= resume.is_some();
+            let mut from = resume.unwrap_or(*cursor);
             if self.leaves_due(standing.queue.place) {
                 self.left.due = true;
                 if id.sub == SubLane::Immediate {
