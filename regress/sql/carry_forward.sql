@@ -207,3 +207,33 @@ SELECT awa.cancel(job_id) FROM j WHERE n = 513;
 SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
 SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
 SELECT * FROM awa.verify();
+
+-- A segment that was emptied looks drained at once: what lies above the cursors has a tombstone, row by row.
+SELECT awa.drop_queue('steps', true);
+SELECT awa.create_queue('empty');
+SELECT awa.pause_queue('empty');
+SELECT count(awa.enqueue('empty', 'k', to_jsonb(n))) FROM generate_series(1, 3) AS n;
+SELECT count(awa.enqueue('empty', 'k', '4', run_at => now() + '10 min'));
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.rotate()' FROM generate_series(1, 8) \gexec
+\set ECHO all
+\o
+SELECT s.generation FROM awa.stat_segments AS s WHERE waiting_queues > 0 ORDER BY 1 LIMIT 1 \gset
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.run_maintenance(''prune'')' FROM generate_series(1, 50) \gexec
+\set ECHO all
+\o
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.rotate()' FROM generate_series(1, 8) \gexec
+\set ECHO all
+\o
+SELECT outcome, rows, detail FROM awa.run_maintenance('carry_forward');
+SELECT waiting_queues FROM awa.stat_segments WHERE generation = :generation;
+SELECT outcome FROM awa.run_maintenance('carry_forward');
+SELECT waiting_queues, drained FROM awa.stat_segments WHERE generation = :generation;
+SELECT outcome, generation = :generation AS this_one FROM awa.run_maintenance('prune');
+SELECT * FROM awa.verify();

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use awa_protocol::attempt::{Entry, EntryRef, State};
 use awa_protocol::lane::{Lane, Position};
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
-use awa_protocol::queue::{Gap, NO_KEY, TrackId};
+use awa_protocol::queue::{Gap, NO_KEY, Track, TrackId};
 
 use crate::error::{Result, reserve};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo};
@@ -54,10 +54,20 @@ pub fn by_generation(frontier: &Frontier) -> Result<HashMap<i64, usize>> {
     Ok(found)
 }
 
+/// A track as it was before its rows were read.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    pub id: TrackId,
+    pub cursor: Position,
+    pub head: i64,
+    /// `None`: somebody was scanning it or appending to it.
+    pub quiet: Option<Track>,
+}
+
 /// What the frontier knows of one segment in one queue.
 pub struct Standing {
     pub queue: Queue,
-    pub tracks: Vec<(TrackId, Position)>,
+    pub tracks: Vec<Seen>,
     pub gaps: Vec<Gap>,
 }
 
@@ -74,7 +84,8 @@ pub fn standings(frontier: &Frontier, generation: i64) -> Vec<Standing> {
                 continue;
             }
             let open = held.tracks().iter().filter(|track| track.id.generation == generation && track.head != NO_KEY);
-            tracks.extend(open.map(|track| (track.id, track.cursor)));
+            let seen = |track: &Track| Seen { id: track.id, cursor: track.cursor, head: track.head, quiet: held.look(track.id) };
+            tracks.extend(open.map(seen));
             gaps.extend(held.gaps().iter().filter(|gap| gap.track.generation == generation).copied());
             queue
         };
@@ -94,6 +105,8 @@ pub fn lane_number(queue: &Queue, id: TrackId) -> i32 {
 pub struct Census {
     /// Open jobs; above the limit, it is only known that there are more.
     pub open: usize,
+    /// Memory expects rows above a cursor, or in a gap.
+    pub expected: bool,
 }
 
 impl Census {
@@ -102,12 +115,12 @@ impl Census {
         let mut open = pool.get(&info.generation).copied().unwrap_or(0);
         let standings = standings(frontier, info.generation);
         if open > limit || standings.is_empty() {
-            return Ok(Some(Self { open }));
+            return Ok(Some(Self { open, expected: !standings.is_empty() }));
         }
         let Some(rel) = Rel::open_if_lockable(info.ready, Lock::RowExclusive)? else { return Ok(None) };
         let index = ready::open_index(&rel, info)?;
         for Standing { queue, tracks, gaps } in &standings {
-            for (id, cursor) in tracks {
+            for Seen { id, cursor, .. } in tracks {
                 let lane = lane_number(queue, *id);
                 // Cancelled and carried rows are still in the index: as many as there are tombstones.
                 let dead = tombstones(frontier, info, lane, *cursor, limit)?;
@@ -126,7 +139,7 @@ impl Census {
                 break;
             }
         }
-        Ok(Some(Self { open }))
+        Ok(Some(Self { open, expected: true }))
     }
 }
 

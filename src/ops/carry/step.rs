@@ -8,13 +8,14 @@ use awa_protocol::lane::{Lane, Position, SubLane};
 use awa_protocol::limits::JOBS_PER_CARRY;
 use awa_protocol::ring::SegmentState;
 
-use super::census::{self, Standing, lane_number};
+use super::census::{self, Seen, Standing, lane_number};
 use super::running::{Open, Running};
 use super::waiting::Waiting;
 use super::{Due, about, stalled};
 use crate::error::{Result, reserve};
 use crate::frontier::{Frontier, SegmentInfo};
 use crate::ops::exits::is_unsettled;
+use crate::ops::prune;
 use crate::ops::taking::OpenSegment;
 use crate::ops::tasks::Outcome;
 use crate::pg::rel::{Lock, Rel};
@@ -45,6 +46,8 @@ pub struct Step<'a> {
     /// Where running attempts go; opened for the first of them.
     pub open: Option<Open>,
     pub left: Left,
+    /// A lane has turned out to hold nothing any more.
+    has_settled: bool,
     /// A lane was not read from its cursor, but from where a step before had stopped.
     resumed: bool,
 }
@@ -64,7 +67,8 @@ impl<'a> Step<'a> {
         let index = ready::open_index(&rel, info)?;
         let old = Rc::new(OpenSegment { info: *info, rel, index });
         let (waiting, running, left) = (Vec::new(), Vec::new(), Left::default());
-        let mut step = Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left, resumed: false };
+        let mut step =
+            Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left, has_settled: false, resumed: false };
         reserve(&mut step.waiting, JOBS_PER_CARRY)?;
         reserve(&mut step.running, JOBS_PER_CARRY)?;
         step.guard_entries()?;
@@ -75,6 +79,9 @@ impl<'a> Step<'a> {
             step.left = left;
             stalled::begin_anew(frontier);
             step.guard_rows()?;
+        }
+        if step.has_settled {
+            prune::look_soon(info.generation);
         }
         step.append()
     }
@@ -97,6 +104,11 @@ impl<'a> Step<'a> {
 
     fn is_full(&self) -> bool {
         self.room() == 0 || self.left.pool_is_full
+    }
+
+    /// Rows met so far that are open, or may be.
+    fn seen_open(&self) -> (usize, u64, u64) {
+        (self.waiting.len(), self.left.busy, self.left.unfinished)
     }
 
     /// Are the due jobs of this queue left to the workers who are coming for them?
@@ -171,16 +183,20 @@ impl<'a> Step<'a> {
     /// Rows above the cursors. The cursors stay: what is moved has a tombstone, and what is not due must never be below a cursor.
     fn guard_tracks(&mut self, standing: &Standing) -> Result<()> {
         let old = Rc::clone(&self.old);
-        for (id, cursor) in &standing.tracks {
+        for Seen { id, cursor, head, quiet } in &standing.tracks {
             let lane = lane_number(&standing.queue, *id);
+            let open_before = self.seen_open();
             let resume = stalled::resume(self.frontier, id.generation, lane).filter(|at| at > cursor);
             self.resumed |= resume.is_some();
             let mut from = resume.unwrap_or(*cursor);
+            let mut is_whole = resume.is_none();
             if self.leaves_due(standing.queue.place) {
-                self.left.due = true;
+                let is_due = self.is_due(id.sub, *head);
+                self.left.due |= is_due;
                 if id.sub == SubLane::Immediate {
                     continue;
                 }
+                is_whole &= !is_due;
                 from = from.max(Position::at(self.now, u64::MAX));
             }
             let mut scan = IndexScan::begin(&old.rel, &old.index, lane, from.key)?;
@@ -204,6 +220,11 @@ impl<'a> Step<'a> {
                 return Ok(());
             }
             stalled::forget_resume(self.frontier, id.generation, lane);
+            // Nothing of it is open: no scan may ever come to say so, and while the head promises rows nobody tries to prune.
+            if let Some(seen) = quiet.filter(|_| is_whole && !self.is_full() && self.seen_open() == open_before) {
+                let mut held = self.frontier.queue(standing.queue.place);
+                self.has_settled |= standing.queue.is_usable(&held) && held.settle(&seen);
+            }
         }
         Ok(())
     }
