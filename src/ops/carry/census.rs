@@ -105,6 +105,8 @@ pub fn lane_number(queue: &Queue, id: TrackId) -> i32 {
 pub struct Census {
     /// Open jobs; above the limit, it is only known that there are more.
     pub open: usize,
+    /// False: there are so many tombstones that the rows left between them were not counted.
+    pub is_counted: bool,
     /// Memory expects rows above a cursor, or in a gap.
     pub expected: bool,
 }
@@ -115,7 +117,7 @@ impl Census {
         let mut open = pool.get(&info.generation).copied().unwrap_or(0);
         let standings = standings(frontier, info.generation);
         if open > limit || standings.is_empty() {
-            return Ok(Some(Self { open, expected: !standings.is_empty() }));
+            return Ok(Some(Self { open, is_counted: true, expected: !standings.is_empty() }));
         }
         let Some(rel) = Rel::open_if_lockable(info.ready, Lock::RowExclusive)? else { return Ok(None) };
         let index = ready::open_index(&rel, info)?;
@@ -123,7 +125,9 @@ impl Census {
             for Seen { id, cursor, .. } in tracks {
                 let lane = lane_number(queue, *id);
                 // Cancelled and carried rows are still in the index: as many as there are tombstones.
-                let dead = tombstones(frontier, info, lane, *cursor, limit)?;
+                let Some(dead) = tombstones(frontier, info, lane, *cursor, limit)? else {
+                    return Ok(Some(Self { open, is_counted: false, expected: true }));
+                };
                 let mut scan = IndexScan::begin(&rel, &index, lane, cursor.key)?;
                 scan.seek(lane, cursor.key, Some(cursor.tid).filter(|_| *cursor != Position::START));
                 let mut rows = 0;
@@ -139,13 +143,14 @@ impl Census {
                 break;
             }
         }
-        Ok(Some(Self { open, expected: true }))
+        Ok(Some(Self { open, is_counted: true, expected: true }))
     }
 }
 
-fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Position, limit: usize) -> Result<usize> {
+/// `None`: more than are worth counting.
+fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Position, limit: usize) -> Result<Option<usize>> {
     if !frontier.has_tombstones(info.slot) {
-        return Ok(0);
+        return Ok(Some(0));
     }
     let rel = Rel::open(info.closures, Lock::RowExclusive)?;
     let index = Index::open(&rel, info.closures_index)?;
@@ -155,7 +160,7 @@ fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Positi
     while found < bound && scan.next_entry().is_some() {
         found += 1;
     }
-    Ok(found)
+    Ok((found < bound).then_some(found))
 }
 
 /// Rows of the gap's transaction. One that has not ended counts as one job: it keeps the segment.

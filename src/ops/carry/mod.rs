@@ -63,6 +63,8 @@ pub fn carry_forward(frontier: &Frontier) -> Result<Outcome> {
         }
         let outcome = match Census::take(frontier, info, &pool, ring.jobs)? {
             None => Some(blocked(info)),
+            // The step finds out, and is bounded: better than to leave a few jobs among many tombstones for ever.
+            Some(census) if !census.is_counted => Some(Step::run(frontier, info, Due::Stalled(&stalled))?),
             Some(census) => match ring.verdict(census.open, number == 0) {
                 Verdict::Drained if !census.expected => None,
                 // Only what memory still expects of it is to be read, and settled: there is nothing to tell.
