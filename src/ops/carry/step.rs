@@ -127,8 +127,9 @@ impl<'a> Step<'a> {
     fn guard_entries(&mut self) -> Result<()> {
         let mut found: Vec<(EntryRef, Entry)> = Vec::new();
         let generation = self.old.info.generation;
+        // What will be left is not counted: it must not keep the others from being found.
         census::sweep(self.frontier, |name, entry| {
-            if entry.generation == generation && found.len() < 4 * JOBS_PER_CARRY {
+            if entry.generation == generation && found.len() < 4 * JOBS_PER_CARRY && self.takes_entry(entry) {
                 reserve(&mut found, 1)?;
                 found.push((name, *entry));
             }
@@ -139,19 +140,32 @@ impl<'a> Step<'a> {
             if self.is_full() {
                 break;
             }
-            let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
             let guarded = match entry.state {
-                State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
-                    self.left.due = true;
-                    continue;
-                }
                 State::Hole => self.guard_hole(name, &entry)?,
-                State::Claimed if is_settled => self.guard_running(name, &entry)?,
-                State::Claimed | State::Guard | State::Free => false,
+                State::Claimed => self.guard_running(name, &entry)?,
+                State::Guard | State::Free => false,
             };
             self.left.busy += u64::from(!guarded);
         }
         Ok(())
+    }
+
+    /// False: it is left, and noted as such.
+    fn takes_entry(&mut self, entry: &Entry) -> bool {
+        let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
+        match entry.state {
+            State::Free => false,
+            State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
+                self.left.due = true;
+                false
+            }
+            State::Hole => true,
+            State::Claimed if is_settled => true,
+            State::Claimed | State::Guard => {
+                self.left.busy += 1;
+                false
+            }
+        }
     }
 
     /// Rows that scans have passed by because their transactions had not ended.
