@@ -191,3 +191,49 @@ SELECT outcome FROM awa.run_maintenance('carry_forward');
 SELECT outcome FROM awa.run_maintenance('promote_deferred');
 SELECT pg_current_xact_id_if_assigned();
 COMMIT;
+
+-- A full step is rolled back: the next one does not begin where it had stopped and find nothing.
+SELECT awa.drop_queue(queue, true) FROM unnest(ARRAY['still', 'long', 'far']) AS queue;
+SELECT awa.create_queue('steps');
+SELECT awa.pause_queue('steps');
+TRUNCATE j;
+INSERT INTO j SELECT n, job_id FROM unnest(awa.enqueue_many('steps', 'k', ARRAY(SELECT to_jsonb(n) FROM generate_series(1, 513) AS n))) WITH ORDINALITY AS e (job_id, n);
+SELECT outcome FROM awa.rotate();
+SELECT max(generation) - 1 AS generation FROM awa.stat_segments \gset
+BEGIN;
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+ROLLBACK;
+SELECT awa.cancel(job_id) FROM j WHERE n = 513;
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+SELECT outcome, rows, detail FROM awa.carry_forward(:generation);
+SELECT * FROM awa.verify();
+
+-- A segment that was emptied looks drained at once: what lies above the cursors has a tombstone, row by row.
+SELECT awa.drop_queue('steps', true);
+SELECT awa.create_queue('empty');
+SELECT awa.pause_queue('empty');
+SELECT count(awa.enqueue('empty', 'k', to_jsonb(n))) FROM generate_series(1, 3) AS n;
+SELECT count(awa.enqueue('empty', 'k', '4', run_at => now() + '10 min'));
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.rotate()' FROM generate_series(1, 8) \gexec
+\set ECHO all
+\o
+SELECT s.generation FROM awa.stat_segments AS s WHERE waiting_queues > 0 ORDER BY 1 LIMIT 1 \gset
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.run_maintenance(''prune'')' FROM generate_series(1, 50) \gexec
+\set ECHO all
+\o
+SELECT outcome, detail FROM awa.run_maintenance('prune');
+\o /dev/null
+\set ECHO none
+SELECT 'SELECT outcome FROM awa.rotate()' FROM generate_series(1, 8) \gexec
+\set ECHO all
+\o
+SELECT outcome, rows, detail FROM awa.run_maintenance('carry_forward');
+SELECT waiting_queues FROM awa.stat_segments WHERE generation = :generation;
+SELECT outcome FROM awa.run_maintenance('carry_forward');
+SELECT waiting_queues, drained FROM awa.stat_segments WHERE generation = :generation;
+SELECT outcome, generation = :generation AS this_one FROM awa.run_maintenance('prune');
+SELECT * FROM awa.verify();

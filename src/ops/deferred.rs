@@ -3,7 +3,10 @@
 //!
 //! Locks: RowExclusive on ready_entries of the open segment, before anything else, to the end of the transaction; rows of
 //! awa.deferred_jobs. Rows written: a row leaves awa.deferred_jobs and the next copy of the job is appended, in one transaction.
+//! A session that looks again and again (the maintainer) remembers when it need not: see `promote_if_due`.
 //! A pass takes at most 512 rows. One that cannot be appended is set aside with the reason, the others go on.
+
+use std::cell::Cell;
 
 use awa_protocol::lane::{Lane, SubLane};
 use awa_protocol::limits::JOBS_PER_CARRY;
@@ -26,6 +29,29 @@ use crate::store::{deferred, instance, queues};
 /// How long a row that could not be appended is left alone, in microseconds.
 const SET_ASIDE: i64 = 60_000_000;
 
+/// When a look found nothing to bring back, and until when there will be nothing.
+#[derive(Clone, Copy, Default)]
+struct Quiet {
+    word: u64,
+    since: i64,
+    until: i64,
+}
+
+thread_local! {
+    static QUIET: Cell<Quiet> = const { Cell::new(Quiet { word: 0, since: 0, until: 0 }) };
+}
+
+/// As `promote`, but not at each tick: while old snapshots keep dead rows, each look walks over all that were brought back before.
+/// A row that is put here is due later than now + awa.deferral, so that an eighth of it passes before one can have been missed.
+pub fn promote_if_due(frontier: &Frontier) -> Result<Outcome> {
+    let (quiet, now) = (QUIET.get(), xact::now());
+    // A clock that was set back ends it too.
+    if quiet.word == frontier.word() && quiet.since <= now && now < quiet.until {
+        return Ok(Outcome::new("nothing"));
+    }
+    promote(frontier)
+}
+
 /// Brings jobs back into the ring when less than half of awa.deferral is left.
 pub fn promote(frontier: &Frontier) -> Result<Outcome> {
     if !notes::is_empty() {
@@ -36,8 +62,16 @@ pub fn promote(frontier: &Frontier) -> Result<Outcome> {
         .hint("Call awa.promote_deferred() in a transaction of its own."));
     }
     refuse_old_snapshot("awa.promote_deferred()")?;
-    let until = xact::now().saturating_add(settings::deferral() / 2);
-    if sql::as_owner(frontier.ledger, deferred::next_look)?.is_none_or(|next| next >= until) || frontier.open_segment().is_err() {
+    QUIET.set(Quiet::default());
+    let (now, lead) = (xact::now(), settings::deferral() / 2);
+    let until = now.saturating_add(lead);
+    let next = sql::as_owner(frontier.ledger, deferred::next_look)?;
+    if next.is_none_or(|next| next >= until) {
+        let due = next.map_or(i64::MAX, |next| next.saturating_sub(lead));
+        QUIET.set(Quiet { word: frontier.word(), since: now, until: due.min(now.saturating_add(lead / 4)) });
+        return Ok(Outcome::new("nothing"));
+    }
+    if frontier.open_segment().is_err() {
         return Ok(Outcome::new("nothing"));
     }
     let _ready = hold_ring(frontier)?;

@@ -8,6 +8,8 @@
 
 mod patience;
 
+pub use patience::look_soon;
+
 use std::collections::BTreeMap;
 
 use awa_protocol::lane::Lane;

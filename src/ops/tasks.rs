@@ -95,7 +95,16 @@ pub fn is_of_a_row(error: &Error) -> bool {
     error.code != Code::ERRCODE_LOCK_NOT_AVAILABLE && !others.into_iter().any(|code| class(code) == class(error.code))
 }
 
-/// One step, as the maintainer runs it: only what is due by the policy of the settings.
+/// One step in a session that comes back at each tick: it remembers what needs no look for a while.
+pub fn run_at_tick(frontier: &Frontier, task: Task) -> Result<Outcome> {
+    match task {
+        Task::PromoteDeferred => deferred::promote_if_due(frontier),
+        Task::Retention => retention::expire_if_due(frontier),
+        other => run(frontier, other),
+    }
+}
+
+/// One step: only what is due by the policy of the settings.
 pub fn run(frontier: &Frontier, task: Task) -> Result<Outcome> {
     match task {
         Task::RescueExpiredDeadlines => rescue::rescue(frontier, Overdue::Deadline),

@@ -196,7 +196,7 @@ impl Maintainer {
         let activity = self.activities.get(index).map_or(c"awa_queue", CString::as_c_str);
         let begun = self.now();
         let begun_at = xact::now();
-        let outcome = bgworker::run_transaction(activity, || tasks::run(&Frontier::attach_here()?, task));
+        let outcome = bgworker::run_transaction(activity, || tasks::run_at_tick(&Frontier::attach_here()?, task));
         let duration = self.now().saturating_sub(begun);
         let outcome = match outcome {
             Err(error) if is_in_the_way(&error) => Ok(Outcome::skipped("blocked", error.message)),

@@ -72,6 +72,10 @@ suites! {
         an_old_snapshot_keeps_no_segment, the_ledger_is_trimmed_now_and_then,
         a_rotation_may_come_before_the_first_queue, a_wait_sleeps_over_a_segment_on_its_way_out,
     ];
+    carries: [
+        a_full_ring_empties_its_oldest_segment_of_due_jobs_too, a_few_jobs_among_many_tombstones_are_carried,
+        running_attempts_behind_many_due_holes_are_carried, carrying_leaves_places_for_operators,
+    ];
     cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
     hostile_setup: [
         every_function_is_in_the_lists, without_preloading_every_function_says_so, without_preloading_nothing_is_adopted,

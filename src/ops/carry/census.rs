@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use awa_protocol::attempt::{Entry, EntryRef, State};
 use awa_protocol::lane::{Lane, Position};
 use awa_protocol::limits::{GAPS_PER_QUEUE, TRACKS_PER_QUEUE};
-use awa_protocol::queue::{Gap, NO_KEY, TrackId};
+use awa_protocol::queue::{Gap, NO_KEY, Track, TrackId};
 
 use crate::error::{Result, reserve};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo};
@@ -54,10 +54,20 @@ pub fn by_generation(frontier: &Frontier) -> Result<HashMap<i64, usize>> {
     Ok(found)
 }
 
+/// A track as it was before its rows were read.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    pub id: TrackId,
+    pub cursor: Position,
+    pub head: i64,
+    /// `None`: somebody was scanning it or appending to it.
+    pub quiet: Option<Track>,
+}
+
 /// What the frontier knows of one segment in one queue.
 pub struct Standing {
     pub queue: Queue,
-    pub tracks: Vec<(TrackId, Position)>,
+    pub tracks: Vec<Seen>,
     pub gaps: Vec<Gap>,
 }
 
@@ -74,7 +84,8 @@ pub fn standings(frontier: &Frontier, generation: i64) -> Vec<Standing> {
                 continue;
             }
             let open = held.tracks().iter().filter(|track| track.id.generation == generation && track.head != NO_KEY);
-            tracks.extend(open.map(|track| (track.id, track.cursor)));
+            let seen = |track: &Track| Seen { id: track.id, cursor: track.cursor, head: track.head, quiet: held.look(track.id) };
+            tracks.extend(open.map(seen));
             gaps.extend(held.gaps().iter().filter(|gap| gap.track.generation == generation).copied());
             queue
         };
@@ -94,6 +105,10 @@ pub fn lane_number(queue: &Queue, id: TrackId) -> i32 {
 pub struct Census {
     /// Open jobs; above the limit, it is only known that there are more.
     pub open: usize,
+    /// False: there are so many tombstones that the rows left between them were not counted.
+    pub is_counted: bool,
+    /// Memory expects rows above a cursor, or in a gap.
+    pub expected: bool,
 }
 
 impl Census {
@@ -102,15 +117,17 @@ impl Census {
         let mut open = pool.get(&info.generation).copied().unwrap_or(0);
         let standings = standings(frontier, info.generation);
         if open > limit || standings.is_empty() {
-            return Ok(Some(Self { open }));
+            return Ok(Some(Self { open, is_counted: true, expected: !standings.is_empty() }));
         }
         let Some(rel) = Rel::open_if_lockable(info.ready, Lock::RowExclusive)? else { return Ok(None) };
         let index = ready::open_index(&rel, info)?;
         for Standing { queue, tracks, gaps } in &standings {
-            for (id, cursor) in tracks {
+            for Seen { id, cursor, .. } in tracks {
                 let lane = lane_number(queue, *id);
                 // Cancelled and carried rows are still in the index: as many as there are tombstones.
-                let dead = tombstones(frontier, info, lane, *cursor, limit)?;
+                let Some(dead) = tombstones(frontier, info, lane, *cursor, limit)? else {
+                    return Ok(Some(Self { open, is_counted: false, expected: true }));
+                };
                 let mut scan = IndexScan::begin(&rel, &index, lane, cursor.key)?;
                 scan.seek(lane, cursor.key, Some(cursor.tid).filter(|_| *cursor != Position::START));
                 let mut rows = 0;
@@ -126,13 +143,14 @@ impl Census {
                 break;
             }
         }
-        Ok(Some(Self { open }))
+        Ok(Some(Self { open, is_counted: true, expected: true }))
     }
 }
 
-fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Position, limit: usize) -> Result<usize> {
+/// `None`: more than are worth counting.
+fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Position, limit: usize) -> Result<Option<usize>> {
     if !frontier.has_tombstones(info.slot) {
-        return Ok(0);
+        return Ok(Some(0));
     }
     let rel = Rel::open(info.closures, Lock::RowExclusive)?;
     let index = Index::open(&rel, info.closures_index)?;
@@ -142,7 +160,7 @@ fn tombstones(frontier: &Frontier, info: &SegmentInfo, lane: i32, cursor: Positi
     while found < bound && scan.next_entry().is_some() {
         found += 1;
     }
-    Ok(found)
+    Ok((found < bound).then_some(found))
 }
 
 /// Rows of the gap's transaction. One that has not ended counts as one job: it keeps the segment.

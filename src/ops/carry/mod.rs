@@ -63,8 +63,15 @@ pub fn carry_forward(frontier: &Frontier) -> Result<Outcome> {
         }
         let outcome = match Census::take(frontier, info, &pool, ring.jobs)? {
             None => Some(blocked(info)),
+            // The step finds out, and is bounded: better than to leave a few jobs among many tombstones for ever.
+            Some(census) if !census.is_counted => Some(Step::run(frontier, info, Due::Stalled(&stalled))?),
             Some(census) => match ring.verdict(census.open, number == 0) {
-                Verdict::Drained => None,
+                Verdict::Drained if !census.expected => None,
+                // Only what memory still expects of it is to be read, and settled: there is nothing to tell.
+                Verdict::Drained => {
+                    let outcome = Step::run(frontier, info, Due::Stalled(&stalled))?;
+                    (outcome.outcome != "nothing").then_some(outcome)
+                }
                 Verdict::Dense => Some(about(info, "skipped_active", format!("more than {} jobs are open", ring.jobs))),
                 Verdict::Carry if number == 0 && ring.is_full() => Some(Step::run(frontier, info, Due::All)?),
                 Verdict::Carry => Some(Step::run(frontier, info, Due::Stalled(&stalled))?),

@@ -31,7 +31,7 @@ struct Memory {
     paces: Vec<Pace>,
     /// Generation, and when it may be looked at again.
     put_off: heapless::Vec<(i64, i64), LIVE_SEGMENTS>,
-    /// Generation, lane, and where the last full step stopped: what is below has been moved.
+    /// Generation, lane, and where the last full step stopped: what is below has been moved, unless the step was rolled back.
     resume: Option<(i64, i32, Position)>,
 }
 
@@ -100,9 +100,14 @@ pub fn set_resume(frontier: &Frontier, generation: i64, lane: i32, at: Position)
     with_memory(frontier, |memory| memory.resume = Some((generation, lane, at)));
 }
 
+/// The next look at any lane begins at its cursor.
+pub fn begin_anew(frontier: &Frontier) {
+    with_memory(frontier, |memory| memory.resume = None);
+}
+
 /// The lane was read to its end: the next step begins at its cursor, for what was rolled back or left.
 pub fn forget_resume(frontier: &Frontier, generation: i64, lane: i32) {
     if resume(frontier, generation, lane).is_some() {
-        with_memory(frontier, |memory| memory.resume = None);
+        begin_anew(frontier);
     }
 }

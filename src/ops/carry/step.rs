@@ -8,13 +8,14 @@ use awa_protocol::lane::{Lane, Position, SubLane};
 use awa_protocol::limits::JOBS_PER_CARRY;
 use awa_protocol::ring::SegmentState;
 
-use super::census::{self, Standing, lane_number};
+use super::census::{self, Seen, Standing, lane_number};
 use super::running::{Open, Running};
 use super::waiting::Waiting;
 use super::{Due, about, stalled};
 use crate::error::{Result, reserve};
 use crate::frontier::{Frontier, SegmentInfo};
 use crate::ops::exits::is_unsettled;
+use crate::ops::prune;
 use crate::ops::taking::OpenSegment;
 use crate::ops::tasks::Outcome;
 use crate::pg::rel::{Lock, Rel};
@@ -24,7 +25,7 @@ use crate::store::evidence::{self, Closure};
 use crate::store::ready;
 
 /// Why open jobs were left.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Left {
     /// Being claimed, finished or cancelled at this moment.
     pub busy: u64,
@@ -45,6 +46,10 @@ pub struct Step<'a> {
     /// Where running attempts go; opened for the first of them.
     pub open: Option<Open>,
     pub left: Left,
+    /// A lane has turned out to hold nothing any more.
+    has_settled: bool,
+    /// A lane was not read from its cursor, but from where a step before had stopped.
+    resumed: bool,
 }
 
 impl<'a> Step<'a> {
@@ -62,19 +67,35 @@ impl<'a> Step<'a> {
         let index = ready::open_index(&rel, info)?;
         let old = Rc::new(OpenSegment { info: *info, rel, index });
         let (waiting, running, left) = (Vec::new(), Vec::new(), Left::default());
-        let mut step = Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left };
+        let mut step =
+            Self { frontier, old, now: xact::now(), due, waiting, running, open: None, left, has_settled: false, resumed: false };
         reserve(&mut step.waiting, JOBS_PER_CARRY)?;
         reserve(&mut step.running, JOBS_PER_CARRY)?;
         step.guard_entries()?;
-        for standing in census::standings(frontier, info.generation) {
-            // The next queue must not say that the next step is to begin with it.
-            if step.is_full() {
-                break;
-            }
-            step.guard_gaps(&standing)?;
-            step.guard_tracks(&standing)?;
+        let left = step.left;
+        step.guard_rows()?;
+        // The step before may have been rolled back: then what it had moved is below the place where it stopped.
+        if step.waiting.is_empty() && step.running.is_empty() && step.resumed {
+            step.left = left;
+            stalled::begin_anew(frontier);
+            step.guard_rows()?;
+        }
+        if step.has_settled {
+            prune::look_soon(info.generation);
         }
         step.append()
+    }
+
+    fn guard_rows(&mut self) -> Result<()> {
+        for standing in census::standings(self.frontier, self.old.info.generation) {
+            // The next queue must not say that the next step is to begin with it.
+            if self.is_full() {
+                break;
+            }
+            self.guard_gaps(&standing)?;
+            self.guard_tracks(&standing)?;
+        }
+        Ok(())
     }
 
     fn room(&self) -> usize {
@@ -83,6 +104,11 @@ impl<'a> Step<'a> {
 
     fn is_full(&self) -> bool {
         self.room() == 0 || self.left.pool_is_full
+    }
+
+    /// Rows met so far that are open, or may be.
+    fn seen_open(&self) -> (usize, u64, u64) {
+        (self.waiting.len(), self.left.busy, self.left.unfinished)
     }
 
     /// Are the due jobs of this queue left to the workers who are coming for them?
@@ -101,8 +127,9 @@ impl<'a> Step<'a> {
     fn guard_entries(&mut self) -> Result<()> {
         let mut found: Vec<(EntryRef, Entry)> = Vec::new();
         let generation = self.old.info.generation;
+        // What will be left is not counted: it must not keep the others from being found.
         census::sweep(self.frontier, |name, entry| {
-            if entry.generation == generation && found.len() < 4 * JOBS_PER_CARRY {
+            if entry.generation == generation && found.len() < 4 * JOBS_PER_CARRY && self.takes_entry(entry) {
                 reserve(&mut found, 1)?;
                 found.push((name, *entry));
             }
@@ -113,19 +140,32 @@ impl<'a> Step<'a> {
             if self.is_full() {
                 break;
             }
-            let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
             let guarded = match entry.state {
-                State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
-                    self.left.due = true;
-                    continue;
-                }
                 State::Hole => self.guard_hole(name, &entry)?,
-                State::Claimed if is_settled => self.guard_running(name, &entry)?,
-                State::Claimed | State::Guard | State::Free => false,
+                State::Claimed => self.guard_running(name, &entry)?,
+                State::Guard | State::Free => false,
             };
             self.left.busy += u64::from(!guarded);
         }
         Ok(())
+    }
+
+    /// False: it is left, and noted as such.
+    fn takes_entry(&mut self, entry: &Entry) -> bool {
+        let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
+        match entry.state {
+            State::Free => false,
+            State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
+                self.left.due = true;
+                false
+            }
+            State::Hole => true,
+            State::Claimed if is_settled => true,
+            State::Claimed | State::Guard => {
+                self.left.busy += 1;
+                false
+            }
+        }
     }
 
     /// Rows that scans have passed by because their transactions had not ended.
@@ -157,14 +197,20 @@ impl<'a> Step<'a> {
     /// Rows above the cursors. The cursors stay: what is moved has a tombstone, and what is not due must never be below a cursor.
     fn guard_tracks(&mut self, standing: &Standing) -> Result<()> {
         let old = Rc::clone(&self.old);
-        for (id, cursor) in &standing.tracks {
+        for Seen { id, cursor, head, quiet } in &standing.tracks {
             let lane = lane_number(&standing.queue, *id);
-            let mut from = stalled::resume(self.frontier, id.generation, lane).map_or(*cursor, |at| at.max(*cursor));
+            let open_before = self.seen_open();
+            let resume = stalled::resume(self.frontier, id.generation, lane).filter(|at| at > cursor);
+            self.resumed |= resume.is_some();
+            let mut from = resume.unwrap_or(*cursor);
+            let mut is_whole = resume.is_none();
             if self.leaves_due(standing.queue.place) {
-                self.left.due = true;
+                let is_due = self.is_due(id.sub, *head);
+                self.left.due |= is_due;
                 if id.sub == SubLane::Immediate {
                     continue;
                 }
+                is_whole &= !is_due;
                 from = from.max(Position::at(self.now, u64::MAX));
             }
             let mut scan = IndexScan::begin(&old.rel, &old.index, lane, from.key)?;
@@ -188,6 +234,11 @@ impl<'a> Step<'a> {
                 return Ok(());
             }
             stalled::forget_resume(self.frontier, id.generation, lane);
+            // Nothing of it is open: no scan may ever come to say so, and while the head promises rows nobody tries to prune.
+            if let Some(seen) = quiet.filter(|_| is_whole && !self.is_full() && self.seen_open() == open_before) {
+                let mut held = self.frontier.queue(standing.queue.place);
+                self.has_settled |= standing.queue.is_usable(&held) && held.settle(&seen);
+            }
         }
         Ok(())
     }

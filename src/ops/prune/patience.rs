@@ -52,6 +52,15 @@ pub fn note(frontier: &Frontier, standing: &Standing, outcome: &str, now: i64) {
     });
 }
 
+/// Something has changed in this segment: the next look need not wait.
+pub fn look_soon(generation: i64) {
+    FAILED.with_borrow_mut(|failed| {
+        if let Some(other) = failed.iter_mut().find(|other| other.standing.generation == generation) {
+            other.next_at = i64::MIN;
+        }
+    });
+}
+
 fn remember(failed: &mut Vec<Failed>, frontier: &Frontier, standing: &Standing, now: i64, delay: i64) {
     if failed.len() >= LIVE_SEGMENTS {
         failed.remove(0);

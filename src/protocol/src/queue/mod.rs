@@ -65,6 +65,8 @@ pub struct Track {
     /// Lowest key registered since the running scan began.
     fresh: i64,
     turn: u32,
+    /// Registrations so far.
+    registered: u32,
     tie_key: i64,
     tie_count: u32,
 }
@@ -314,6 +316,22 @@ impl QueueFrontier {
         let above = self.find_track(id).is_some_and(|track| row > track.cursor && is_free(track.turn));
         let in_gap = |gap: &Gap| gap.track == id && gap.xid == xmin && row >= gap.from && row <= gap.to && is_free(gap.turn);
         above || self.gaps.iter().any(in_gap) || mutant!("carry_of_passed_rows")
+    }
+
+    /// As it is now, to be shown to `settle` after its rows were read. `None`: somebody is scanning it or appending to it.
+    pub fn look(&self, id: TrackId) -> Option<Track> {
+        let appended_to = self.inserters.iter().any(|inserter| inserter.track == id);
+        self.find_track(id).filter(|track| track.turn == NOBODY && !appended_to).copied()
+    }
+
+    /// Every row above the cursor is dead or closed for good: so says a reader who began after `look` had given `seen`. The head promises
+    /// nothing then, unless somebody has appended meanwhile, where the reader may have been past.
+    pub fn settle(&mut self, seen: &Track) -> bool {
+        let unchanged = self.look(seen.id).is_some_and(|now| now.registered == seen.registered);
+        if let Some(track) = self.track(seen.id).filter(|_| unchanged) {
+            track.head = NO_KEY;
+        }
+        unchanged
     }
 
     // ---- rebuild -------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ impl QueueFrontier {
                 }
             }
         }
+        track.registered = track.registered.wrapping_add(1);
         track.last = track.last.max(highest);
         track.head = track.head.min(lowest);
         track.fresh = track.fresh.min(lowest);
@@ -65,6 +66,7 @@ impl QueueFrontier {
             last: i64::MIN,
             fresh: NO_KEY,
             turn: NOBODY,
+            registered: 0,
             tie_key: i64::MIN,
             tie_count: 0,
         };

@@ -92,6 +92,29 @@ fn a_row_above_the_cursor_of_a_scan_that_runs_may_be_done() {
     assert!(!q.will_reach(IMMEDIATE, row, 1));
 }
 
+/// All rows of a lane were carried: its head goes, unless somebody appended while they were read, even below the head.
+#[test]
+fn a_lane_is_settled_only_if_nobody_appended_meanwhile() {
+    let mut q = frontier();
+    due(&mut q, &[100], 1);
+    assert!(q.look(SCHEDULED).is_none(), "its rows may not be there yet");
+    q.deregister(1);
+    let seen = q.look(SCHEDULED).expect("nobody is there");
+    due(&mut q, &[150], 2);
+    assert!(!q.settle(&seen));
+    q.deregister(2);
+    assert!(!q.settle(&seen), "the reader may have been past the row");
+    let seen = q.look(SCHEDULED).expect("nobody is there");
+    let turn = q.begin_scan(SCHEDULED, 120, 9).expect("a turn");
+    assert!(!q.settle(&seen));
+    q.finish_scan(&turn, 9, Position::at(120, 0), 150, &[]);
+    assert!(q.settle(&seen));
+    assert_eq!(q.plan(500, &[], &[]), Plan::Nothing { next: NO_KEY });
+    due(&mut q, &[130], 3);
+    q.deregister(3);
+    assert!(matches!(q.plan(500, &[], &[]), Plan::Scan { .. }));
+}
+
 /// After a rebuild an aborted row lies above the last committed key: the track must come to an end all the same.
 #[test]
 fn rows_above_the_restored_last_key_are_passed() {
