@@ -109,6 +109,7 @@ suites! {
         the_doctor_sees_a_task_that_gets_nowhere, the_doctor_sees_a_job_that_cannot_be_rescued,
         the_doctor_sees_that_nobody_works, a_database_that_is_gone_starves_no_more, a_restore_puts_it_to_sleep_and_wakes_it,
         a_command_that_failed_in_a_savepoint_holds_nothing, a_database_may_have_any_name,
+        a_place_that_waits_goes_with_its_database,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash, what_clients_were_told_survives_crashes_of_the_maintainer];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];

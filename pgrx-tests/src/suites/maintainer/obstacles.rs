@@ -264,3 +264,29 @@ pub fn a_command_that_failed_in_a_savepoint_holds_nothing(stage: &mut Stage<'_>)
     wait_until_it_works(&mut stage.connect()?)?;
     end(stage)
 }
+
+// If this fails, each database that is dropped while the launcher is away takes a place with it, until none is left.
+pub fn a_place_that_waits_goes_with_its_database(stage: &mut Stage<'_>) -> Result<()> {
+    // So there are three places.
+    let _configured = begin(stage, &[("awa.max_databases", "1")])?;
+    let [passing, last, ..] = OTHERS;
+    let mut client = stage.connect()?;
+    wait_until_it_works(&mut client)?;
+    for _ in 0..2 {
+        stage.cluster.create_database(passing)?;
+        let mut inside = stage.cluster.connect(passing)?;
+        wait_for_finding(&mut inside, "maintainer", "ok", "no queue was created yet")?;
+        let pid = wait_for_maintainer(&mut inside, passing)?;
+        let starter = launcher(&mut inside)?.context("no launcher")?;
+        terminate(&mut inside, pid)?;
+        wait_for_finding(&mut inside, "maintainer", "error", "ended unexpectedly")?;
+        terminate(&mut inside, starter)?;
+        ensure!(wait_until(PATIENCE, || launcher(&mut inside).is_ok_and(|pid| pid != Some(starter))), "the launcher stays");
+        drop(inside);
+        stage.cluster.drop_database(passing)?;
+        ensure!(wait_until(PATIENCE, || launcher(&mut client).is_ok_and(|pid| pid.is_some())), "the launcher does not come back");
+    }
+    stage.cluster.create_database(last)?;
+    wait_for_maintainer(&mut client, last)?;
+    end(stage)
+}
