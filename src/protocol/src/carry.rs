@@ -25,7 +25,7 @@ pub enum Verdict {
 impl Pressure {
     /// Is the ring long enough for it to be worth anybody's while?
     pub fn is_felt(&self) -> bool {
-        self.live >= (self.wanted / 2).max(3)
+        self.is_full() || self.live >= (self.wanted / 2).max(3)
     }
 
     /// At the end of its growth: the oldest segment must go, whatever is in it and whoever is coming for it.
