@@ -362,6 +362,11 @@ impl Cluster {
     /// A new database with the extension in it; an old one of the name goes.
     pub fn create_database(&self, name: &str) -> Result<()> {
         let mut client = self.connect("postgres")?;
+        // What a failed case has left prepared would keep the database, and fail every case after it.
+        for row in client.query("SELECT gid FROM pg_prepared_xacts WHERE database = $1", &[&name])? {
+            let gid: String = row.try_get(0)?;
+            self.connect(name)?.batch_execute(&format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")))?;
+        }
         client.batch_execute(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"))?;
         client.batch_execute(&format!("CREATE DATABASE \"{name}\""))?;
         self.connect(name)?.batch_execute("CREATE EXTENSION awa_queue")?;
