@@ -114,8 +114,9 @@ impl System for Awa {
         ids(&client.query("SELECT job_id FROM awa.jobs WHERE queue = $1", &[&queue])?)
     }
 
+    /// Of those whose segments have been pruned only the sum knows, and of those before a restart only the ring.
     fn completed(&self, client: &mut Client, queue: &str) -> Result<Option<i64>> {
-        let row = client.query_opt("SELECT completed FROM awa.queue_counts($1::text)", &[&queue])?;
+        let row = client.query_opt("SELECT greatest(c.completed, s.completed) FROM awa.queue_counts($1::text) AS c, awa.stat_queue AS s WHERE s.queue = $1::text", &[&queue])?;
         row.map(|row| Ok(row.try_get(0)?)).transpose()
     }
 
