@@ -4,7 +4,9 @@
 //! Locks: RowExclusive on ready_entries of each segment visited, to the end of the transaction. The queue's lock covers taking and
 //! returning turns, never a scan.
 
+mod gaps;
 mod holes;
+mod rows;
 
 use std::rc::Rc;
 
@@ -23,6 +25,9 @@ use crate::pg::rel::{Index, Lock, Rel};
 use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
 use crate::pg::xact;
 use crate::store::ready;
+
+use rows::{copy_row, head_of};
+pub use rows::{is_row_of, is_tombstoned};
 
 /// A segment opened by this call.
 pub struct OpenSegment {
@@ -298,61 +303,6 @@ impl<'f> Taker<'f> {
         (!appending.is_empty() && appending.contains(&row.xmin_full())) || is_gap_of_turn(row)
     }
 
-    // ---- gaps ----------------------------------------------------------------------------------------------------------
-
-    fn visit_gap(&mut self, track: TrackId, xid: u64) -> Result<()> {
-        let Some(segment) = self.open(track.generation)? else {
-            self.avoid_gaps.push(xid);
-            return Ok(());
-        };
-        notes::reserve(self.frontier, 0)?;
-        let begun = self.with_queue(|queue, this| {
-            if !this.queue.is_usable(queue) {
-                return None;
-            }
-            let turn = queue.begin_gap(track, xid, xact::my_proc())?;
-            let before = Position::at(turn.from.key, turn.from.tid);
-            notes::hold(Held { queue: this.queue.place, turn: Turn::Gap { turn, reached: just_before(before) } });
-            Some(turn)
-        });
-        let Some(turn) = begun else {
-            self.avoid_gaps.push(xid);
-            return Ok(());
-        };
-        let mut reached = turn.to;
-        let mut scan = IndexScan::begin(&segment.rel, &segment.index, self.lane_of(track), turn.from.key)?;
-        scan.seek(self.lane_of(track), turn.from.key, turn.from.tid.checked_sub(1));
-        let mut last_done = just_before(turn.from);
-        while let Some((key, row)) = scan.next() {
-            let position = Position::at(key, row.tid());
-            if position > turn.to {
-                break;
-            }
-            if row.xmin_full() == xid && row.state() == RowState::Committed {
-                if self.taken.len() >= self.limit {
-                    reached = last_done;
-                    break;
-                }
-                match self.reserve(&segment, &row, track.sub)? {
-                    Reserved::Yes => notes::publish_last(),
-                    Reserved::No => {}
-                    Reserved::PoolFull => {
-                        self.pool_is_full = true;
-                        self.avoid_gaps.push(xid);
-                        reached = last_done;
-                        break;
-                    }
-                }
-            }
-            last_done = position;
-            set_gap_reached(position);
-        }
-        drop(scan);
-        set_gap_reached(reached);
-        notes::end_turn(self.frontier);
-        Ok(())
-    }
-
     // ---- reservation ---------------------------------------------------------------------------------------------------
 
     /// Leases of a batch follow each other as long as nothing comes between.
@@ -437,21 +387,6 @@ struct Reached {
     stuck: bool,
 }
 
-fn just_before(position: Position) -> Position {
-    match position.tid.checked_sub(1) {
-        Some(tid) => Position::at(position.key, tid),
-        None => Position::at(position.key.saturating_sub(1), u64::MAX),
-    }
-}
-
-fn set_gap_reached(position: Position) {
-    notes::with_turn(|turn| {
-        if let Turn::Gap { reached, .. } = turn {
-            *reached = position;
-        }
-    });
-}
-
 /// Adds a row to the gap of its transaction. False: no room for another gap.
 fn note_gap(xid: u64, position: Position, room: usize) -> bool {
     notes::with_turn(|turn| {
@@ -476,52 +411,4 @@ fn is_gap_of_turn(row: &RawRow<'_>) -> bool {
         Turn::Gap { .. } => false,
     })
     .unwrap_or(false)
-}
-
-fn head_of(entry: &Entry) -> ready::Head {
-    ready::Head {
-        key: entry.key,
-        job_id: entry.job_id,
-        lane: entry.lane,
-        hop: entry.hop,
-        kind_id: 0,
-        attempt: 0,
-        max_attempts: 0,
-        tid: entry.tid,
-    }
-}
-
-pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
-    row.state() == RowState::Committed && row.i64(ready::JOB_ID) == Some(entry.job_id) && row.i32(ready::HOP) == Some(entry.hop)
-}
-
-/// Was this copy closed without ever having been claimed?
-pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
-    let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
-    let index = Index::open(&rel, segment.closures_index)?;
-    let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;
-    while let Some((key, row)) = scan.next() {
-        if key != head.key {
-            break;
-        }
-        let closes = row.i64(crate::store::evidence::CLOSURE_JOB_ID) == Some(head.job_id)
-            && row.i32(crate::store::evidence::CLOSURE_HOP) == Some(head.hop);
-        if closes && matches!(row.state(), RowState::Committed | RowState::Own(_)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn copy_row(row: &RawRow<'_>, generation: i64, head: ready::Head, lease: i64) -> Taken {
-    Taken {
-        generation,
-        head,
-        lease,
-        enqueued_at: row.copy_datum(ready::ENQUEUED_AT),
-        tags: row.copy_datum(ready::TAGS),
-        metadata: row.copy_datum(ready::METADATA),
-        errors: row.copy_datum(ready::ERRORS),
-        args: row.copy_datum(ready::ARGS),
-    }
 }

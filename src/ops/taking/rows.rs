@@ -1,0 +1,51 @@
+//! A row beside its entry, its tombstone, and what of it a worker is given.
+
+use super::*;
+
+pub(super) fn head_of(entry: &Entry) -> ready::Head {
+    ready::Head {
+        key: entry.key,
+        job_id: entry.job_id,
+        lane: entry.lane,
+        hop: entry.hop,
+        kind_id: 0,
+        attempt: 0,
+        max_attempts: 0,
+        tid: entry.tid,
+    }
+}
+
+pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
+    row.state() == RowState::Committed && row.i64(ready::JOB_ID) == Some(entry.job_id) && row.i32(ready::HOP) == Some(entry.hop)
+}
+
+/// Was this copy closed without ever having been claimed?
+pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+    let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
+    let index = Index::open(&rel, segment.closures_index)?;
+    let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;
+    while let Some((key, row)) = scan.next() {
+        if key != head.key {
+            break;
+        }
+        let closes = row.i64(crate::store::evidence::CLOSURE_JOB_ID) == Some(head.job_id)
+            && row.i32(crate::store::evidence::CLOSURE_HOP) == Some(head.hop);
+        if closes && matches!(row.state(), RowState::Committed | RowState::Own(_)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+pub(super) fn copy_row(row: &RawRow<'_>, generation: i64, head: ready::Head, lease: i64) -> Taken {
+    Taken {
+        generation,
+        head,
+        lease,
+        enqueued_at: row.copy_datum(ready::ENQUEUED_AT),
+        tags: row.copy_datum(ready::TAGS),
+        metadata: row.copy_datum(ready::METADATA),
+        errors: row.copy_datum(ready::ERRORS),
+        args: row.copy_datum(ready::ARGS),
+    }
+}
