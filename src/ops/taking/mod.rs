@@ -328,6 +328,7 @@ impl<'f> Taker<'f> {
         }
         notes::reserve(self.frontier, 1)?;
         reserve(&mut self.taken, 1)?;
+        row.read_to(ready::COLUMNS);
         let head = ready::head(row);
         let lease = self.lease();
         let entry = Entry {
