@@ -14,6 +14,9 @@ use crate::cluster::{Cluster, Shutdown};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
 
+// What several suites work with.
+mod every_state;
+
 macro_rules! suites {
     ($($suite:ident: [$($case:ident),+ $(,)?];)+) => {
         $(mod $suite;)+
