@@ -17,6 +17,9 @@ use crate::report::Outcome;
 // What several suites work with.
 mod every_state;
 
+// Needs two servers: called by the test run itself.
+pub mod pg_upgrade;
+
 macro_rules! suites {
     ($($suite:ident: [$($case:ident),+ $(,)?];)+) => {
         $(mod $suite;)+
