@@ -78,6 +78,13 @@ impl Cluster {
         Ok(said)
     }
 
+    /// The next start recovers from an archive.
+    pub fn signal_recovery(&self) -> Result<()> {
+        let file = self.data().join("recovery.signal");
+        std::fs::write(&file, "")?;
+        give_to(&file, self.user.as_ref())
+    }
+
     /// A directory beside the data that the server may write into; what was there before is gone.
     pub fn server_dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.join(name);

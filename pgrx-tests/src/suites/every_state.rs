@@ -97,20 +97,27 @@ fn rotate(client: &mut Client) -> Result<()> {
 
 /// What must be the same in a copy. Whether a segment is drained is a hint: what was carried out of it is learned when somebody comes by.
 pub fn picture(client: &mut Client) -> Result<Vec<String>> {
+    let segments = "SELECT (to_jsonb(s) - '{bytes,opened_at,drained,waiting_queues}'::text[])::text FROM awa.stat_segments AS s ORDER BY generation";
+    Ok([jobs_picture(client)?, lines(client, segments)?].concat())
+}
+
+/// The same of queues and jobs only, and without those of a load that goes on meanwhile.
+pub fn jobs_picture(client: &mut Client) -> Result<Vec<String>> {
     let mut picture = Vec::new();
     for sql in [
-        "SELECT c::text FROM awa.queue_counts() AS c ORDER BY queue",
-        "SELECT (to_jsonb(j) - 'heartbeat_at' - 'deadline_at')::text FROM awa.jobs AS j ORDER BY job_id",
-        "SELECT to_jsonb(j)::text FROM awa.terminal_jobs AS j ORDER BY job_id",
+        "SELECT c::text FROM awa.queue_counts() AS c WHERE queue NOT LIKE 'flow%' ORDER BY queue",
+        "SELECT (to_jsonb(j) - 'heartbeat_at' - 'deadline_at')::text FROM awa.jobs AS j WHERE queue NOT LIKE 'flow%' ORDER BY job_id",
+        "SELECT to_jsonb(j)::text FROM awa.terminal_jobs AS j WHERE queue NOT LIKE 'flow%' ORDER BY job_id",
         "SELECT to_jsonb(d)::text FROM awa.dlq AS d ORDER BY job_id",
-        "SELECT q::text FROM awa.queues AS q ORDER BY queue",
-        "SELECT (to_jsonb(s) - '{bytes,opened_at,drained,waiting_queues}'::text[])::text FROM awa.stat_segments AS s ORDER BY generation",
+        "SELECT q::text FROM awa.queues AS q WHERE queue NOT LIKE 'flow%' ORDER BY queue",
     ] {
-        for row in client.query(sql, &[]).context(sql)? {
-            picture.push(row.try_get(0)?);
-        }
+        picture.extend(lines(client, sql)?);
     }
     Ok(picture)
+}
+
+fn lines(client: &mut Client, sql: &str) -> Result<Vec<String>> {
+    client.query(sql, &[]).with_context(|| sql.to_owned())?.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 pub fn verify_clean(client: &mut Client) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::report::Outcome;
 
 // What several suites work with.
 mod every_state;
+mod witnesses;
 
 // Needs two servers: called by the test run itself.
 pub mod pg_upgrade;
@@ -118,6 +119,10 @@ suites! {
         a_place_that_waits_goes_with_its_database,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash, what_clients_were_told_survives_crashes_of_the_maintainer];
+    failover: [
+        a_synchronous_standby_has_every_acknowledged_commit, an_asynchronous_standby_loses_only_what_it_had_not_received,
+        a_restore_to_a_point_in_time_has_what_was_there,
+    ];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
     hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
 }
