@@ -34,28 +34,46 @@ impl Cluster {
 
     /// A physical copy of this running cluster, not started, with the log that it needs. One of the same name is stopped and removed first.
     pub fn base_backup(&self, name: &str, arguments: &[&str]) -> Result<Self> {
+        let copy = self.empty_copy(name)?;
+        self.back_up_into(&copy, arguments)?;
+        Ok(copy)
+    }
+
+    /// A place for a copy of this cluster, without its data.
+    pub fn empty_copy(&self, name: &str) -> Result<Self> {
         let dir = self.dir.parent().context("a cluster is in a directory")?.join(name);
         if dir.exists() {
             Self::stop_in(&dir)?;
+            // A run that was broken off may have left a disk mounted there.
+            if run(Command::new("mountpoint").arg("--quiet").arg(dir.join("data"))).is_ok() {
+                run(Command::new("umount").arg(dir.join("data")))?;
+            }
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
         open_dir(&dir)?;
-        let copy = Self {
+        Ok(Self {
             socket_dir: socket_dir::provide(&dir, self.user.as_ref())?,
             bindir: self.bindir.clone(),
             user: self.user.clone(),
             port: 0,
             postmaster: None,
             dir,
-        };
+        })
+    }
+
+    pub fn back_up_into(&self, copy: &Self, arguments: &[&str]) -> Result<()> {
         run(self
             .program("pg_basebackup")
             .arg("--pgdata")
             .arg(copy.data())
             .args(["--checkpoint=fast", "--no-sync"])
             .args(arguments))?;
-        give_to(&copy.data(), self.user.as_ref())?;
-        Ok(copy)
+        self.own(&copy.data())
+    }
+
+    /// Gives what the caller has made to the server's user.
+    pub fn own(&self, path: &Path) -> Result<()> {
+        give_to(path, self.user.as_ref())
     }
 
     /// Makes this cluster, whose server was never started, the successor of `old`, whose server has stopped. What the servers said

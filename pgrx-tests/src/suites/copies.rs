@@ -4,10 +4,13 @@ use anyhow::{Result, ensure};
 use postgres::Client;
 
 use super::hostile_setup::{OTHERS, READS, WRITES, all_refused, refusal};
+use super::stress_mixed::{HASTY, configured};
+use super::witnesses::{maintenance_rests, under_load};
 use super::every_state::{self, Scene, picture, set_up, verify_clean};
 use super::{Attempt, DATABASE, Stage, claim, complete, drain, enqueue, sorted};
 use crate::cluster::Shutdown;
-use crate::process::run;
+use crate::process::{run, wait_until};
+use std::time::Duration;
 
 const COPY: &str = "awa_copy";
 
@@ -81,6 +84,40 @@ pub fn a_plain_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
 // If this fails, the same, with the fast format.
 pub fn a_parallel_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
     dump_and_restore(stage, &["--format=directory", "--jobs=2"], &["--jobs=2"])
+}
+
+// If this fails, a backup taken while the queue is in use lacks jobs, or holds a ring of which the half is gone (docs/races.md, 11).
+pub fn a_dump_while_jobs_flow_holds_every_job_of_its_moment(stage: &mut Stage<'_>) -> Result<()> {
+    // Jobs are carried and segments truncated all the time, but not within the grace.
+    let settings: Vec<_> = HASTY.into_iter().chain([("awa.prune_grace", "1s")]).collect();
+    configured(stage, &settings, |stage| {
+        let target = stage.cluster.dir().join("copies.dump");
+        drop(std::fs::remove_dir_all(&target));
+        drop(std::fs::remove_file(&target));
+        stage.cluster.drop_database(COPY)?;
+        let mut client = stage.connect()?;
+        let (witnesses, mark) = under_load(&stage.config(), "flow", |witnesses| {
+            let pruned = "SELECT count(*) > 0 FROM awa.ring_rotations WHERE event = 'pruned'";
+            let turns = wait_until(Duration::from_secs(60), || client.query_one(pruned, &[]).is_ok_and(|row| row.try_get(0).unwrap_or(false)));
+            ensure!(turns, "no segment is pruned");
+            let mark = witnesses.mark();
+            run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+            witnesses.wait_for_more(100)?;
+            Ok(mark)
+        })?;
+        stage.cluster.connect("postgres")?.batch_execute(&format!("CREATE DATABASE {COPY}"))?;
+        run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", COPY]).arg(&target))?;
+        let mut copy = stage.cluster.connect(COPY)?;
+        maintenance_rests(&mut copy)?;
+        copy.batch_execute("SELECT awa.adopt()")?;
+        verify_clean(&mut copy)?;
+        let account = witnesses.account(&mut copy, &mark)?;
+        ensure!(account.lost > 0, "the dump holds what came after it");
+        witnesses.finish(&mut copy, &account)?;
+        verify_clean(&mut copy)?;
+        drop(copy);
+        stage.cluster.drop_database(COPY)
+    })
 }
 
 // If this fails, a maintainer frees a ring of which the half is not restored yet.

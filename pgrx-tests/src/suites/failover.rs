@@ -12,7 +12,7 @@ use super::every_state::{self, Scene, counts, jobs_picture, verify_clean};
 use super::hostile_pool::Configured;
 use super::hostile_setup::{OTHERS, READS, WRITES, all_refused};
 use super::stress_mixed::{HASTY, number};
-use super::witnesses::{Account, Witnesses, under_load};
+use super::witnesses::{Account, Witnesses, indexes_are_sound, maintenance_rests, under_load};
 use super::{DATABASE, Stage};
 use crate::cluster::{Cluster, Shutdown};
 use crate::process::{Signal, signal, wait_until};
@@ -77,6 +77,7 @@ fn check(what: &str, client: &mut Client, witnesses: &Witnesses, mark: &[usize])
     verify_clean(client)?;
     let account = witnesses.account(client, mark)?;
     let before = counts(client)?;
+    indexes_are_sound(client)?;
     witnesses.finish(client, &account)?;
     verify_clean(client)?;
     println!("        {what}: {} kept, {} lost; {before}; afterwards {}", account.kept, account.lost, counts(client)?);
@@ -162,6 +163,7 @@ fn asynchronous(stage: &mut Stage<'_>, standby: &Cluster, queue: &str) -> Result
         Ok(mark)
     })?;
     promote(&mut client)?;
+    maintenance_rests(&mut client)?;
     let account = check("asynchronous", &mut client, &witnesses, &mark)?;
     ensure!(account.lost >= 300, "only {} are lost: the standby was not behind", account.lost);
     Ok(())

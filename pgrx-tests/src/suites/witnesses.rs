@@ -5,12 +5,13 @@
 //! Their attempts are workers that live on: `finish` has them answer to the server that took over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use postgres::error::SqlState;
 use postgres::{Client, Config, GenericClient, NoTls};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -49,6 +50,8 @@ struct Told {
 pub struct Witnesses {
     queue: String,
     told: Vec<Mutex<Told>>,
+    /// Calls that were refused because the disk is full.
+    refused: AtomicUsize,
 }
 
 /// What was found of what they were told.
@@ -64,15 +67,19 @@ pub struct Account {
 /// Runs `body` while they work on a queue of this name, made for them, and ends them.
 pub fn under_load<R>(config: &Config, queue: &str, body: impl FnOnce(&Witnesses) -> Result<R>) -> Result<(Witnesses, R)> {
     config.connect(NoTls)?.execute("SELECT awa.create_queue($1, completed_retention => '1 day')", &[&queue])?;
-    let witnesses = Witnesses { queue: queue.to_owned(), told: ROLES.iter().map(|_| Mutex::default()).collect() };
+    let witnesses = Witnesses {
+        queue: queue.to_owned(),
+        told: ROLES.iter().map(|_| Mutex::default()).collect(),
+        refused: AtomicUsize::new(0),
+    };
     let over = AtomicBool::new(false);
     let (done, results) = thread::scope(|scope| {
         let clients: Vec<_> = (0..)
             .zip(ROLES)
             .zip(&witnesses.told)
             .map(|((number, role), told)| {
-                let over = &over;
-                scope.spawn(move || Session::new(config, queue, number, told)?.run(role, over))
+                let (over, refused) = (&over, &witnesses.refused);
+                scope.spawn(move || Session::new(config, queue, number, told)?.run(role, over, refused))
             })
             .collect();
         let done = body(&witnesses);
@@ -97,6 +104,10 @@ impl Witnesses {
         let goal = self.mark().iter().sum::<usize>() + more;
         ensure!(wait_until(Duration::from_secs(60), || self.mark().iter().sum::<usize>() >= goal), "the clients do not get on");
         Ok(())
+    }
+
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Nobody works any more. What was told before the mark is there, and of the rest a beginning for each.
@@ -237,8 +248,8 @@ impl<'a> Session<'a> {
         Ok(Self { client: config.connect(NoTls)?, queue, rng: StdRng::seed_from_u64(number), told })
     }
 
-    /// Until it is over or the server goes. Any other failure is the engine's.
-    fn run(&mut self, role: Role, over: &AtomicBool) -> Result<()> {
+    /// Until it is over or the server goes. A full disk is told, and tried again. Any other failure is the engine's.
+    fn run(&mut self, role: Role, over: &AtomicBool, refused: &AtomicUsize) -> Result<()> {
         while !over.load(Ordering::Relaxed) {
             let done = match role {
                 Role::Producer => self.produce(),
@@ -247,6 +258,11 @@ impl<'a> Session<'a> {
             };
             if let Err(error) = done {
                 let said = error.chain().find_map(|cause| cause.downcast_ref::<postgres::Error>());
+                if said.and_then(postgres::Error::code) == Some(&SqlState::DISK_FULL) {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
                 let is_end = match said.and_then(postgres::Error::code) {
                     Some(code) => code.code().starts_with("57P"),
                     None => said.is_some(),
@@ -292,4 +308,30 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+}
+
+/// Until somebody switches it on again. Who reads jobs in two statements may meet one that is moved between them.
+pub fn maintenance_rests(client: &mut Client) -> Result<()> {
+    client.batch_execute("ALTER SYSTEM SET awa.maintenance = off")?;
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    let rests =
+        "SELECT count(*) = 1 FROM awa.doctor() WHERE check_name = 'maintainer' AND detail LIKE '%awa.maintenance is off%'";
+    let resting =
+        wait_until(Duration::from_secs(60), || client.query_one(rests, &[]).is_ok_and(|row| row.try_get(0).unwrap_or(false)));
+    ensure!(resting, "the maintainer does not rest");
+    Ok(())
+}
+
+/// Each index of the ring has an entry for each row, and no other.
+pub fn indexes_are_sound(client: &mut Client) -> Result<()> {
+    client.batch_execute("SET client_min_messages = warning")?;
+    client.batch_execute("CREATE EXTENSION IF NOT EXISTS amcheck")?;
+    // Whoever truncates steps back from this; one that was truncated meanwhile is checked as it is now.
+    let checked = client.query(
+        "SELECT bt_index_check(oid, true) FROM pg_class WHERE relnamespace = 'awa_segments'::regnamespace AND relkind = 'i'",
+        &[],
+    )?;
+    ensure!(!checked.is_empty(), "there are no indexes");
+    client.batch_execute("RESET client_min_messages")?;
+    Ok(())
 }
