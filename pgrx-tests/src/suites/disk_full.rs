@@ -18,7 +18,7 @@ use super::{DATABASE, Stage};
 use crate::cluster::Cluster;
 use crate::process::{run, wait_until};
 
-const SIZE: u64 = 512 << 20;
+const SIZE: u64 = 256 << 20;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A disk of its own at this directory, until it is dropped.

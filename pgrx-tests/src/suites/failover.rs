@@ -174,7 +174,7 @@ pub fn a_restore_to_a_point_in_time_has_what_was_there(stage: &mut Stage<'_>) ->
     let archive = stage.cluster.server_dir("archive")?;
     let command = format!("cp %p {}/%f", archive.display());
     let result = {
-        let _configured = Configured::restart_with(stage, &[("archive_mode", "on"), ("archive_command", &command)])?;
+        let _configured = Configured::restart_with(stage, &[("archive_mode", "on"), ("archive_command", command.as_str())])?;
         point_in_time(stage, &archive.display().to_string())
     };
     stage.cluster.restart(Shutdown::Fast)?;
@@ -201,10 +201,11 @@ fn point_in_time(stage: &mut Stage<'_>, archive: &str) -> Result<()> {
     primary.batch_execute("SELECT pg_switch_wal()")?;
     until("the log in the archive", &mut primary, &format!("SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver"))?;
 
+    let restore = format!("cp {archive}/%f %p");
     for (name, value) in [
         ("archive_mode", "off"),
-        ("restore_command", &format!("cp {archive}/%f %p")),
-        ("recovery_target_lsn", &point),
+        ("restore_command", restore.as_str()),
+        ("recovery_target_lsn", point.as_str()),
         ("recovery_target_action", "promote"),
         // Until it is clear who runs the jobs from now on.
         ("awa.maintenance", "off"),
