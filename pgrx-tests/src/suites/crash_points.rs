@@ -17,6 +17,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use self::verbs::{Act, Change, PRUNE, VERBS, Verb, drained_segment};
+use super::every_state::{States, states};
 use super::races::pid_of;
 use super::stress_mixed::{HASTY, configured, number};
 use super::witnesses::{indexes_are_sound, maintenance_rests, under_load};
@@ -27,23 +28,6 @@ use crate::process::wait_until;
 
 /// Of all verbs and their points, in a normal run.
 const SHARE: usize = 24;
-
-/// `waiting` stands for available and scheduled.
-type States = BTreeMap<i64, String>;
-
-fn states(client: &mut Client) -> Result<States> {
-    let mut states = States::new();
-    let sql = "SELECT job_id, CASE WHEN state IN ('available', 'scheduled') THEN 'waiting' ELSE state END FROM (
-                   SELECT job_id, state FROM awa.jobs UNION ALL SELECT job_id, state FROM awa.terminal_jobs
-                   UNION ALL SELECT job_id, 'dead_lettered' FROM awa.dlq) AS every";
-    for row in client.query(sql, &[])? {
-        let (id, state): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
-        if let Some(other) = states.insert(id, state.clone()) {
-            bail!("job {id} is {other} and {state}");
-        }
-    }
-    Ok(states)
-}
 
 /// Finished jobs stay visible when their segments are emptied.
 fn set_up(stage: &Stage<'_>) -> Result<()> {

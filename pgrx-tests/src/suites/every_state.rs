@@ -1,7 +1,9 @@
 //! A database with a job in every state, in several segments. What is shown of it must be the same wherever it is copied, restored or
 //! upgraded to, and it must go on from there: `picture` and `goes_on`.
 
-use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 
 use super::hostile_setup::{OTHERS, READS, WRITES, all_refused};
@@ -136,6 +138,23 @@ pub fn counts(client: &mut Client) -> Result<String> {
                                UNION ALL SELECT 'deferred' FROM awa.deferred_jobs) AS every
                         GROUP BY state) AS counted";
     Ok(client.query_one(sql, &[])?.try_get::<_, Option<String>>(0)?.unwrap_or_default())
+}
+
+/// Each job once; `waiting` stands for available and scheduled, because time goes by.
+pub type States = BTreeMap<i64, String>;
+
+pub fn states(client: &mut Client) -> Result<States> {
+    let mut states = States::new();
+    let sql = "SELECT job_id, CASE WHEN state IN ('available', 'scheduled') THEN 'waiting' ELSE state END FROM (
+                   SELECT job_id, state FROM awa.jobs UNION ALL SELECT job_id, state FROM awa.terminal_jobs
+                   UNION ALL SELECT job_id, 'dead_lettered' FROM awa.dlq) AS every";
+    for row in client.query(sql, &[])? {
+        let (id, state): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+        if let Some(other) = states.insert(id, state.clone()) {
+            bail!("job {id} is {other} and {state}");
+        }
+    }
+    Ok(states)
 }
 
 /// Two pictures are one.

@@ -15,7 +15,7 @@ use postgres::Client;
 
 use self::surface::{Surface, dumped, surface};
 use self::versions::{STEP_TO_NEXT, Scripts, before, next, step, step_from_before};
-use super::every_state::{self, jobs_picture, verify_clean};
+use super::every_state::{self, jobs_picture, states, verify_clean};
 use super::hostile_setup::{OTHERS, READS, WRITES};
 use super::stress_mixed::configured;
 use super::{Attempt, DATABASE, Stage, claim, complete, enqueue};
@@ -210,7 +210,7 @@ pub fn fixture(stage: &Stage<'_>) -> Result<String> {
     let scene = every_state::set_up(stage)?;
     let mut client = stage.connect()?;
     let mut text = String::from("-- A database with a job in every state, as this version made it.\n");
-    for (job, state) in job_states(&mut client)? {
+    for (job, state) in states(&mut client)? {
         text.push_str(&format!("-- job {job} {state}\n"));
     }
     for attempt in &scene.running {
@@ -218,14 +218,6 @@ pub fn fixture(stage: &Stage<'_>) -> Result<String> {
     }
     let dump = run(stage.cluster.program("pg_dump").args(["--format=plain", DATABASE]))?;
     Ok(text + &String::from_utf8_lossy(&dump.stdout))
-}
-
-/// `waiting` stands for available and scheduled: time goes by in a fixture.
-fn job_states(client: &mut Client) -> Result<BTreeMap<i64, String>> {
-    let sql = "SELECT job_id, CASE WHEN state IN ('available', 'scheduled') THEN 'waiting' ELSE state END FROM (
-                   SELECT job_id, state FROM awa.jobs UNION ALL SELECT job_id, state FROM awa.terminal_jobs
-                   UNION ALL SELECT job_id, 'dead_lettered' FROM awa.dlq) AS every";
-    client.query(sql, &[])?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 /// Restores the fixture as its version, updates, and holds it to its first lines. `to`: None for no update.
@@ -249,7 +241,7 @@ fn check_fixture(stage: &Stage<'_>, fixture: &str, version: &str, to: Option<&st
             _ => {}
         }
     }
-    let found = job_states(&mut client)?;
+    let found = states(&mut client)?;
     ensure!(expected == found && !attempts.is_empty(), "the fixture has {expected:?}, found {found:?}");
     for attempt in attempts {
         let answer = complete(&mut client, attempt)?;
