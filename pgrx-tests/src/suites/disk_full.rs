@@ -72,7 +72,8 @@ fn on_small_disk(stage: &Stage<'_>, log_elsewhere: bool) -> Result<Option<(Clust
     };
     let log = copy.server_dir("log")?;
     let elsewhere = format!("--waldir={}", log.display());
-    stage.cluster.back_up_into(&copy, if log_elsewhere { &[elsewhere.as_str()] } else { &[] })?;
+    let arguments = [elsewhere.as_str()];
+    stage.cluster.back_up_into(&copy, if log_elsewhere { &arguments } else { &[] })?;
     copy.own(&log)?;
     Ok(Some((copy, disk)))
 }
