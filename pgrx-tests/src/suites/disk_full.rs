@@ -5,6 +5,7 @@
 //! the right) skips these cases, and says so.
 
 use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -38,9 +39,11 @@ impl Disk {
         let out = run(Command::new("df").args(["--output=avail", "--block-size=1"]).arg(&self.at))?;
         let free: u64 = String::from_utf8_lossy(&out.stdout).lines().nth(1).context("df says nothing")?.trim().parse()?;
         let filler = File::create(self.filler())?;
-        // A sparse file takes no room.
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), free.saturating_sub(left)), &mut &filler)?;
-        Ok(())
+        // A sparse file takes no room. Who works meanwhile may have taken the last of it.
+        match std::io::copy(&mut std::io::repeat(0).take(free.saturating_sub(left)), &mut &filler) {
+            Err(error) if error.kind() != ErrorKind::StorageFull => Err(error)?,
+            _ => Ok(()),
+        }
     }
 
     fn make_room(&self) -> Result<()> {

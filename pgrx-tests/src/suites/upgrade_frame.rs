@@ -169,6 +169,7 @@ pub fn a_library_that_meets_older_sql_works_or_says_what_to_do(stage: &mut Stage
         }
     }
     ensure!(riddles.is_empty() && works > 20 && says > 2, "{works} work, {says} say what to do, and:\n{}", riddles.join("\n"));
+    println!("        upgrade_frame: with older SQL {works} calls work, {says} say what to do");
     let found = old.query_one("SELECT status, hint FROM awa.doctor() WHERE check_name = 'version'", &[])?;
     let (status, hint): (String, String) = (found.try_get(0)?, found.try_get(1)?);
     ensure!(status == "error" && hint.contains("ALTER EXTENSION awa_queue UPDATE"), "the doctor says {status}: {hint}");

@@ -76,8 +76,8 @@ const QUERIES: &[(&str, &str)] = &[
     ),
     (
         "dumped",
-        "SELECT format('%s where %L', oid::regclass, condition)
-           FROM pg_extension AS e, unnest(extconfig, extcondition) AS dumped (oid, condition) WHERE extname = 'awa_queue'",
+        "SELECT format('%s where %L', relation::regclass, condition)
+           FROM pg_extension AS e, unnest(extconfig, extcondition) AS dumped (relation, condition) WHERE extname = 'awa_queue'",
     ),
     ("extension", "SELECT format('in %s, relocatable %s, version %s', extnamespace::regnamespace, extrelocatable, extversion) FROM pg_extension WHERE extname = 'awa_queue'"),
 ];
