@@ -174,8 +174,9 @@ pub const VERBS: &[Verb] = &[
         prepare: |client| {
             client.batch_execute("SELECT awa.enqueue('q', 'soon', run_at => now() + interval '3 s')")?;
             let carry = carry(client)?;
-            client.batch_execute("SET awa.deferral = '1 s'")?;
             client.batch_execute(&carry)?;
+            let deferred: i64 = client.query_one("SELECT count(*) FROM awa.deferred_jobs WHERE run_at < now() + interval '1 h'", &[])?.try_get(0)?;
+            ensure!(deferred > 0, "the job was not deferred");
             Ok(Act { repeat: true, ..act(&["SELECT awa.promote_deferred()"], Change::Nothing) })
         },
         points: &["promote.taken", "enqueue.appended"],
@@ -192,7 +193,7 @@ pub const VERBS: &[Verb] = &[
     Verb {
         name: "rebuild",
         prepare: |_| Ok(act(&["SELECT awa.rebuild()"], Change::Nothing)),
-        points: &["build.begun", "build.segment_restored", "build.counted", "session.pre_commit"],
+        points: &["build.begun", "build.segment_restored", "build.counted"],
     },
 ];
 
