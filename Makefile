@@ -49,6 +49,7 @@ soak:
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
 	cd docs/spec && AWA_SPEC_BOUND=large CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release -- --nocapture
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
+	AWA_CRASH_ROUNDS=100 $(awa) test --pg 15 client/15/failover
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
