@@ -1,9 +1,10 @@
 //! Builds the extension with plain cargo, one target directory a server, against that server's headers.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::layout::Layout;
@@ -29,6 +30,11 @@ impl Profile {
         }
     }
 
+    /// Tests stop and fail sessions at points; nothing else has them.
+    pub fn has_points(self) -> bool {
+        self == Self::TestServer
+    }
+
     fn directory(self) -> &'static str {
         match self {
             Self::Dev => "debug",
@@ -46,6 +52,7 @@ pub struct Built {
 pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Result<Built> {
     let target = layout.cargo_target(tree.server.cargo_target());
     let library = target.join(profile.directory()).join("libawa_queue.so");
+    let points = if profile.has_points() { ",points" } else { "" };
     if !skip {
         run_visibly(
             Command::new("cargo")
@@ -53,11 +60,24 @@ pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Resu
                 .env("CARGO_TARGET_DIR", &target)
                 .env("PGRX_PG_CONFIG_PATH", &tree.build_pg_config)
                 .args(["build", "--quiet", "--package", "awa_queue", "--lib", "--profile", profile.name()])
-                .args(["--no-default-features", "--features", &format!("pg{}", tree.server.major())]),
+                .args(["--no-default-features", "--features", &format!("pg{}{points}", tree.server.major())]),
         )?;
     }
     if !library.is_file() {
         bail!("there is no {}: build it first", library.display());
     }
+    // A file left by an earlier build may be of the wrong kind, too.
+    if names_points(&library)? != profile.has_points() {
+        bail!("{} has points where it must not, or none where tests need them", library.display());
+    }
     Ok(Built { library })
 }
+
+/// Does the library have a symbol or a text of the points, of which tests know the name?
+pub fn names_points(library: &Path) -> Result<bool> {
+    let bytes = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
+    Ok(POINT_MARKS.iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark)))
+}
+
+/// Symbols, the area in shared memory, and the name of the point that is reached in every pass of prune.
+const POINT_MARKS: [&[u8]; 2] = [b"awa_points", b"prune.ready_truncated"];
