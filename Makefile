@@ -48,6 +48,8 @@ soak:
 	$(MAKE) --no-print-directory harness
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
+	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference
+	AWA_HISTORY_STEPS=4000 AWA_HISTORY_KILLS=25 $(awa) test --pg 15 --no-build client/15/history
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
