@@ -53,6 +53,7 @@ suites! {
         every_acknowledged_job_has_one_end_under_maintenance,
     ];
     reference: [every_sequence_of_verbs_is_answered_as_by_plain_sql, jobs_passed_by_in_their_transaction_come_out_in_order, the_jobs_of_a_dropped_queue_are_not_found];
+    history: [all_answers_fit_into_one_history, all_answers_fit_into_one_history_over_crashes];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
         a_waiting_session_holds_no_snapshot, a_wait_in_a_transaction_is_refused, a_waiting_session_can_be_cancelled,
