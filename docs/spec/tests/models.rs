@@ -1,5 +1,7 @@
 //! Every state of every model; the numbers go into README.md. `AWA_SPEC_ACCEPT=1` writes what is generated there,
 //! `AWA_SPEC_BOUND=large` explores the long ones.
+// Helpers of tests, too.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod pages;
 

@@ -1,6 +1,8 @@
 //! Beside each property a model that breaks it: one rule is left out, and the violation must have the name that is expected.
 //!
 //! Where a rule belongs to `awa_protocol`, it is broken there (`mutants`): the witness is the code of the engine without it.
+// Helpers of tests, too.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod pages;
 
