@@ -37,7 +37,11 @@ fn explore_all(configs: &[Config]) -> (Vec<Row>, Vec<Action>, Vec<String>) {
             let counts = machine.fired.clone();
             let report = explore(machine);
             let seconds = started.elapsed().as_secs_f64();
-            println!("{}: {} states, depth {}, {seconds:.1} s", config.name, report.states, report.depth);
+            let part = if report.complete { "" } else { " (not all)" };
+            println!("{}: {} states{part}, depth {}, {seconds:.1} s", config.name, report.states, report.depth);
+            if !large() && !report.complete {
+                failures.lock().expect("not poisoned").push(format!("{}: more states than can be visited", config.name));
+            }
             for (name, way) in &report.violations {
                 failures.lock().expect("not poisoned").push(format!("{}: {name}: {way}", config.name));
             }

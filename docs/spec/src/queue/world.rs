@@ -52,6 +52,8 @@ pub struct Config {
     pub crashes: u8,
     pub ticks: u8,
     pub max_attempts: i16,
+    /// A claimer plans in one step and takes the turn in the next: others come between.
+    pub stale_plans: bool,
     pub outcomes: &'static [Outcome],
     /// The rule that this variant breaks; empty: none.
     pub broken: &'static str,
