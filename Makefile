@@ -47,7 +47,7 @@ soak:
 	scripts/prerequisites.sh 15
 	$(MAKE) --no-print-directory harness
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
-	cd docs/spec && AWA_SPEC_BOUND=large CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release -- --nocapture
+	cd docs/spec && AWA_SPEC_BOUND=large CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --test models -- --nocapture
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
 	AWA_CRASH_ROUNDS=100 $(awa) test --pg 15 client/15/failover
 	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference

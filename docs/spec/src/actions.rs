@@ -25,6 +25,7 @@ actions! {
     AppendRow => "src/ops/enqueue.rs" "append_chunk", "src/store/ready.rs" "append";
     Deregister => "src/protocol/src/queue/producers.rs" "deregister";
     // claimer
+    PlanClaim => "src/ops/taking/mod.rs" "take", "src/protocol/src/queue/claimers.rs" "plan";
     BeginScan => "src/ops/taking/mod.rs" "scan", "src/protocol/src/queue/claimers.rs" "begin_scan";
     ScanRow => "src/ops/taking/mod.rs" "scan_rows", "src/ops/taking/mod.rs" "reserve";
     FinishScan => "src/protocol/src/queue/claimers.rs" "finish_scan", "src/frontier/notes/mod.rs" "end_turn";

@@ -6,8 +6,13 @@ use std::hash::Hash;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
+/// No run takes more steps than this, the nearest first; each state is reached by several.
+pub const STEPS_MAX: usize = 8_000_000;
+
 pub struct Report {
     pub states: usize,
+    /// All there are.
+    pub complete: bool,
     pub depth: usize,
     /// Names of violated properties, each with the shortest way to it.
     pub violations: Vec<(&'static str, String)>,
@@ -46,7 +51,7 @@ where
     M::Action: Debug + Send + Sync + Clone + PartialEq,
 {
     quiet();
-    let checker = model.checker().threads(1).finish_when(until).spawn_bfs().join();
+    let checker = model.checker().threads(1).finish_when(until).target_state_count(STEPS_MAX).spawn_bfs().join();
     let mut violations = Vec::new();
     for (name, path) in checker.discoveries() {
         let mut way = String::new();
@@ -56,7 +61,8 @@ where
         violations.push((name, way));
     }
     violations.sort();
-    Report { states: checker.unique_state_count(), depth: checker.max_depth(), violations }
+    let complete = checker.state_count() < STEPS_MAX;
+    Report { states: checker.unique_state_count(), complete, depth: checker.max_depth(), violations }
 }
 
 /// Assertions of the engine are told as violations, not on the screen.

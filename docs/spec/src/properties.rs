@@ -25,7 +25,9 @@ pub const FOREIGN_ENTRY: &str = "foreign entry touched";
 pub const NOT_AN_APPEND: &str = "not an append";
 /// From wherever everybody has ended: every job can be claimed and finished.
 pub const NEVER_CLAIMED: &str = "due job never claimable";
-/// ... and then every sealed segment pruned.
+/// ... after which a claimer would sleep, not look again at once,
+pub const NEVER_SLEEPS: &str = "claimer never sleeps";
+/// ... and every sealed segment pruned.
 pub const NEVER_PRUNED: &str = "drained segment never pruned";
 /// Whoever has begun can go on, now or when others have.
 pub const STUCK: &str = "nobody can go on";

@@ -1,4 +1,6 @@
 //! The map from the models to the source is true: the functions are there, and every verb with locks is in the model.
+// Helpers of tests, too.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod pages;
 

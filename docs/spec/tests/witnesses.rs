@@ -1,6 +1,8 @@
 //! Beside each property a model that breaks it: one rule is left out, and the violation must have the name that is expected.
 //!
 //! Where a rule belongs to `awa_protocol`, it is broken there (`mutants`): the witness is the code of the engine without it.
+// Helpers of tests, too.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod pages;
 
@@ -30,9 +32,19 @@ fn all() -> Vec<Witness> {
         witness(SKIPPED, ENQUEUE_CLAIM, "gap_dropped_early"),
         witness(SKIPPED, ENQUEUE_CLAIM, "awaited_not_applied"),
         witness(SKIPPED, SCHEDULED, "fresh_not_applied"),
+        witness(SKIPPED, SCHEDULED, "unseen_inserters_forgotten"),
+        witness(SKIPPED, ENQUEUE_CLAIM, "inserters_beyond_room_ignored"),
+        witness(SKIPPED, ENQUEUE_CLAIM, "deregister_wrong_one"),
+        witness(SKIPPED, ENQUEUE_CLAIM, "gap_growth_lost"),
+        witness(SKIPPED, CARRY_WAITING, "passed_guard_forgotten"),
         witness(REACHED_TWICE, ENQUEUE_CLAIM, "gap_above_cursor"),
         witness(REACHED_TWICE, ENQUEUE_CLAIM, "gap_not_advanced"),
         witness(REACHED_TWICE, ENQUEUE_CLAIM, "committed_rows_of_inserters_taken"),
+        witness(REACHED_TWICE, ENQUEUE_CLAIM, "inserter_range_from_below_cursor"),
+        witness(REACHED_TWICE, STALE_PLANS, "two_turns"),
+        witness(REACHED_TWICE, STALE_PLANS, "two_gap_turns"),
+        witness(REACHED_TWICE, CANCEL, "hole_not_unlinked"),
+        witness(REACHED_TWICE, ATTEMPT, "hop_ignored"),
         witness(REACHED_TWICE, CANCEL, "unpublished_becomes_a_hole"),
         witness(REACHED_TWICE, CARRY_WAITING, "carry_forgets_tombstone"),
         witness(TWO_ATTEMPTS, CANCEL, "no_tombstone_probe"),
@@ -40,10 +52,14 @@ fn all() -> Vec<Witness> {
         witness(CLOSED_TWICE, ATTEMPT, "close_xid_ignored"),
         witness(CLOSED_TWICE, CANCEL, "cancel_without_second_look"),
         witness(CLOSED_TWICE, CARRY_RUNNING, "finisher_does_not_wait_for_carrier"),
+        witness(CLOSED_TWICE, ATTEMPT_CRASH, "rescue_takes_closing"),
+        witness(CLOSED_TWICE, CARRY_WAITING, "carry_of_passed_rows"),
+        witness(CLOSED_TWICE, CARRY_PASSED, "held_turn_ignored"),
         witness(STALE_FINISH, ATTEMPT, "lease_ignored"),
         witness(STALE_FINISH, ATTEMPT_CRASH, "nonce_is_kept"),
         witness(OPEN_TRUNCATED, RING, "no_recheck_of_open_segment"),
         witness(OPEN_TRUNCATED, RING, "prune_takes_no_lock"),
+        witness(OPEN_TRUNCATED, RING, "slot_reused_before_prune"),
         witness(OPEN_TRUNCATED, CARRY_WAITING, "pruned_with_ready_rows"),
         witness(OPEN_TRUNCATED, PRUNE_CRASH, "pruned_with_running_jobs"),
         witness(REBUILD_DIFFERS, HOLES, "rows_below_cursor_forgotten"),
@@ -54,6 +70,8 @@ fn all() -> Vec<Witness> {
         witness(CURSOR_LOWERED, HOLES, "cursor_put_back_on_abort"),
         witness(REACHED_TWICE, HOLES, "cursor_lowered"),
         witness(FOREIGN_ENTRY, OWN_EXITS, "undo_oldest_first"),
+        witness(FOREIGN_ENTRY, ATTEMPT, "aborted_claim_counts_as_settled"),
+        witness(FOREIGN_ENTRY, RESCUE, "rescue_of_unsettled_claims"),
         witness(FOREIGN_ENTRY, ATTEMPT, "claim_in_progress_ignored"),
         witness(NOT_AN_APPEND, ATTEMPT, "end_deletes_the_row"),
         witness(NOT_AN_APPEND, ATTEMPT, "claim_marks_the_row"),
@@ -61,6 +79,8 @@ fn all() -> Vec<Witness> {
         witness(NEVER_CLAIMED, ENQUEUE_ABORT, "turn_is_kept"),
         witness(SKIPPED, ENQUEUE_ABORT, "gap_not_extended"),
         witness(NEVER_CLAIMED, HOLES, "push_hole_loses"),
+        witness(NEVER_SLEEPS, ENQUEUE_CRASH, "last_not_raised"),
+        witness(NEVER_SLEEPS, ENQUEUE_ABORT, "registration_is_kept"),
         witness(NEVER_PRUNED, PRUNE_CRASH, "started_prune_forgotten"),
         witness(NEVER_PRUNED, PRUNE_CRASH, "prune_started_forgotten"),
         witness(NEVER_PRUNED, PRUNE_CRASH, "evidence_goes_to_the_open_segment"),

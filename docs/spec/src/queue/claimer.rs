@@ -1,7 +1,7 @@
 //! A claimer: plan, take a turn, look at one row a step, give the turn back, append the claim. The commit comes some time later.
 //!
-//! Planning and taking the turn are one step: `begin_scan` and `begin_gap` ask again under the same lock, so a plan that is out of date
-//! is refused and nothing else. Not here: snapshots (REPEATABLE READ), savepoints, several priorities; `src/protocol/tests/model` has them.
+//! Planning and taking the turn are one step but in configurations with `stale_plans`: `begin_scan` and `begin_gap` ask again under the
+//! same lock, so a plan that is out of date is refused and nothing else, which those show. Not here: snapshots (REPEATABLE READ), savepoints, several priorities; `src/protocol/tests/model` has them.
 
 use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
 use awa_protocol::lane::{Position, SubLane};
@@ -26,6 +26,7 @@ pub struct Claim {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Phase {
     Plan,
+    Begin(Plan),
     Turn(Turn),
     /// An entry is reserved for this row: was it closed without being claimed?
     Probe(Turn, Row, EntryRef),
@@ -71,14 +72,14 @@ impl Claim {
     pub fn into_turn(self) -> Option<Turn> {
         match self.phase {
             Phase::Turn(turn) | Phase::Probe(turn, ..) => Some(turn),
-            Phase::Plan | Phase::Verify(_) => None,
+            Phase::Plan | Phase::Begin(_) | Phase::Verify(_) => None,
         }
     }
 
     pub fn turn(&self) -> Option<&Turn> {
         match &self.phase {
             Phase::Turn(turn) | Phase::Probe(turn, ..) => Some(turn),
-            Phase::Plan | Phase::Verify(_) => None,
+            Phase::Plan | Phase::Begin(_) | Phase::Verify(_) => None,
         }
     }
 }
@@ -94,16 +95,22 @@ impl World {
     }
 
     /// It waits for the lock of a segment that is being pruned.
-    pub fn may_claim(&self, sid: usize, c: &Claim) -> bool {
+    pub fn may_claim(&self, config: &Config, sid: usize, c: &Claim) -> bool {
         match &c.phase {
-            Phase::Plan => match self.plan(c) {
-                Plan::Scan { track, .. } | Plan::Gap { track, .. } => self.may_write(sid, track.generation),
-                _ => true,
-            },
+            Phase::Plan if config.stale_plans => true,
+            Phase::Plan => self.may_begin(sid, self.plan(c)),
+            Phase::Begin(plan) => self.may_begin(sid, *plan),
             Phase::Verify(name) => {
                 self.pool.entries.get(name.slot as usize).is_none_or(|entry| self.may_write(sid, entry.generation))
             }
             _ => true,
+        }
+    }
+
+    fn may_begin(&self, sid: usize, plan: Plan) -> bool {
+        match plan {
+            Plan::Scan { track, .. } | Plan::Gap { track, .. } => self.may_write(sid, track.generation),
+            Plan::Holes { .. } | Plan::Busy | Plan::Nothing { .. } => true,
         }
     }
 
@@ -115,8 +122,10 @@ impl World {
                     self.append_claims(config, sid, &c);
                     return (Action::AppendClaim, Op::Idle);
                 }
+                plan if config.stale_plans => (Action::PlanClaim, Phase::Begin(plan)),
                 plan => self.begin_turn(sid, &mut c, plan),
             },
+            Phase::Begin(plan) => self.begin_turn(sid, &mut c, plan),
             Phase::Turn(Turn::Scan(scan)) => self.step_scan(config, sid, &mut c, scan),
             Phase::Turn(Turn::Gap(visit)) => self.step_visit(config, sid, &mut c, visit),
             Phase::Probe(turn, row, name) => (Action::ProbeTombstone, self.probe(config, sid, &mut c, turn, row, name)),

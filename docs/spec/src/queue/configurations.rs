@@ -1,6 +1,6 @@
 //! What is explored: few sessions, few jobs, everything that can happen between them.
 //!
-//! `small` is for every run of the tests, `large` for the long ones.
+//! `SMALL` is for every run of the tests, `LARGE` for the long ones.
 
 use awa_protocol::lifecycle::Outcome::{Completed, Retry, Snooze};
 
@@ -17,6 +17,7 @@ const NONE: Config = Config {
     crashes: 0,
     ticks: 0,
     max_attempts: 2,
+    stale_plans: false,
     outcomes: &[Completed],
     broken: "",
 };
@@ -69,6 +70,16 @@ pub const HOLES: Config = Config {
     ..NONE
 };
 
+/// Two claimers whose plans are out of date when they act on them.
+pub const STALE_PLANS: Config = Config {
+    name: "stale-plans",
+    sessions: &[&[enqueue(1), Commit], &[Claim(9), Commit], &[Claim(1), Commit]],
+    jobs: 1,
+    stale_plans: true,
+    aborts: 1,
+    ..NONE
+};
+
 /// Unfinished transactions in two lanes: more than there is room for gaps.
 pub const GAPS: Config = Config {
     name: "gaps, two claimers",
@@ -100,6 +111,16 @@ pub const ATTEMPT_CRASH: Config = Config {
     jobs: 1,
     outcomes: &[Completed, Snooze],
     crashes: 1,
+    ..NONE
+};
+
+/// One overdue attempt; its worker, rescue and a cancel want to end it.
+pub const RESCUE: Config = Config {
+    name: "rescue",
+    sessions: &[&[Claim(1), Commit, Finish, Commit], &[Rescue, Commit, Rescue, Commit], &[Cancel(1), Commit]],
+    jobs: 1,
+    outcomes: &[Completed, Retry],
+    aborts: 1,
     ..NONE
 };
 
@@ -152,6 +173,16 @@ pub const CARRY_WAITING: Config = Config {
     ..NONE
 };
 
+/// While a scan goes on, a guard that it has passed is rolled back, the job runs as a hole, ends, and is carried.
+pub const CARRY_PASSED: Config = Config {
+    name: "carry-passed",
+    sessions: &[&[Claim(9), Commit], &[Cancel(1), Commit], &[Claim(1), Commit, Finish, Commit], &[Carry, Commit]],
+    jobs: 1,
+    sealed: true,
+    aborts: 1,
+    ..NONE
+};
+
 /// A running job is carried while it ends.
 pub const CARRY_RUNNING: Config = Config {
     name: "carry-running",
@@ -170,9 +201,11 @@ pub const SMALL: &[Config] = &[
     ENQUEUE_CRASH,
     SCHEDULED,
     HOLES,
+    STALE_PLANS,
     GAPS_ALONE,
     ATTEMPT,
     ATTEMPT_CRASH,
+    RESCUE,
     CANCEL,
     OWN_EXITS,
     RING,
@@ -181,7 +214,7 @@ pub const SMALL: &[Config] = &[
     CARRY_RUNNING,
 ];
 
-/// Longer scripts, more failures, crashes everywhere.
+/// Longer scripts, more failures, crashes everywhere. The largest are not seen to their end (`check::STEPS_MAX`).
 pub const LARGE: &[Config] = &[
     Config {
         name: "enqueue-claim, large",
@@ -207,5 +240,9 @@ pub const LARGE: &[Config] = &[
     Config { name: "ring, large", aborts: 2, crashes: 1, ..RING },
     Config { name: "prune-crash, large", aborts: 2, crashes: 2, ..PRUNE_CRASH },
     Config { name: "carry-waiting, large", aborts: 2, crashes: 1, ..CARRY_WAITING },
+    CARRY_PASSED,
+    Config { name: "carry-passed, large", jobs: 2, ..CARRY_PASSED },
+    Config { name: "rescue, large", aborts: 2, crashes: 1, ..RESCUE },
+    Config { name: "stale-plans, large", jobs: 2, aborts: 2, ..STALE_PLANS },
     Config { name: "carry-running, large", aborts: 2, crashes: 2, ..CARRY_RUNNING },
 ];

@@ -3,14 +3,15 @@
 use awa_protocol::attempt::{Entry, State};
 use awa_protocol::lane::BORN_CLAIMED;
 use awa_protocol::lifecycle::Outcome;
-use awa_protocol::queue::GapTurn;
+use awa_protocol::queue::{GapTurn, NO_KEY, Plan};
 use awa_protocol::ring::{Event, SegmentState};
 
 use super::finisher::Finish;
 use super::log::{Copy, Row, Status};
 use super::world::{Config, Note, Op, Verb, Work, World};
 use crate::properties::{
-    CLOSED_TWICE, LOST, NEVER_CLAIMED, NEVER_PRUNED, OPEN_TRUNCATED, REACHED_TWICE, REBUILD_DIFFERS, SKIPPED, TWO_ATTEMPTS,
+    CLOSED_TWICE, LOST, NEVER_CLAIMED, NEVER_PRUNED, NEVER_SLEEPS, OPEN_TRUNCATED, REACHED_TWICE, REBUILD_DIFFERS, SKIPPED,
+    TWO_ATTEMPTS,
 };
 
 impl World {
@@ -177,6 +178,9 @@ impl World {
         let mut open = self.copies.iter().filter(|(copy, xid)| self.log.committed(*xid) && !self.closed(*copy));
         if self.violation.is_none() && open.next().is_some() {
             return Some(NEVER_CLAIMED);
+        }
+        if self.violation.is_none() && self.q.plan(self.now, &[], &[]) != (Plan::Nothing { next: NO_KEY }) {
+            return Some(NEVER_SLEEPS);
         }
         for _ in 0..16 {
             if self.prune_choices(config, sid) == 0 {

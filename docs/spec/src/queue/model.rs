@@ -75,7 +75,7 @@ impl World {
         match &self.sessions[sid].op {
             Op::Idle => false,
             Op::Produce(produce) => self.may_produce(sid, produce),
-            Op::Claim(claim) => self.may_claim(sid, claim),
+            Op::Claim(claim) => self.may_claim(config, sid, claim),
             Op::Finish(finish) => self.may_finish(config, sid, finish),
             Op::Cancel(cancel) => self.may_cancel(config, sid, cancel),
             Op::Carry(carry) => self.may_carry(sid, carry),
@@ -265,6 +265,7 @@ impl Model for Machine {
             FOREIGN_ENTRY,
             NOT_AN_APPEND,
             NEVER_CLAIMED,
+            NEVER_SLEEPS,
             NEVER_PRUNED,
             STUCK,
             ASSERTION

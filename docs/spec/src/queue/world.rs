@@ -52,6 +52,8 @@ pub struct Config {
     pub crashes: u8,
     pub ticks: u8,
     pub max_attempts: i16,
+    /// A claimer plans in one step and takes the turn in the next: others come between.
+    pub stale_plans: bool,
     pub outcomes: &'static [Outcome],
     /// The rule that this variant breaks; empty: none.
     pub broken: &'static str,
@@ -427,7 +429,7 @@ impl World {
         let next: Vec<AtomicU32> = self.pool.links.iter().map(|link| AtomicU32::new(*link)).collect();
         let entries = &self.pool.entries;
         let key_of = |slot: u32| entries.get(slot as usize).map_or(0, |entry| entry.key);
-        let result = body(&mut *self.q, HoleLinks { next: &next, key_of: &key_of });
+        let result = body(&mut self.q, HoleLinks { next: &next, key_of: &key_of });
         self.pool.links = next.iter().map(|link| link.load(Ordering::Relaxed)).collect();
         result
     }
