@@ -226,6 +226,8 @@ impl<'h> Checker<'h> {
                 good.then(|| format!("lease {lease}: a good lease was refused"))
             }
             Word::Conflict | Word::Uncommitted => None,
+            // Its answer was lost: it may have been refused.
+            _ if end.fate == Fate::Maybe => None,
             Word::Completed | Word::Failed | Word::Retry | Word::Snooze => {
                 self.tally.exits += 1;
                 let void = claim.fate == Fate::No && claim.end.to < end.at.from;
