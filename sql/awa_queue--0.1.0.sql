@@ -664,7 +664,8 @@ priorities and run_ats, if given, have one element for each job; a null run_at m
 Errors: as enqueue(), with the number of the bad element in the HINT; 2202E arrays of different length or dimension; 54000 too many.';
 
 COMMENT ON FUNCTION awa.claim(text, integer, interval, interval) IS
-'Hands out at most batch_size (1 to 100000) due jobs of the queue, a row each, in the order of effective priority and due time; no row when
+'Hands out at most batch_size (1 to 100000) due jobs of the queue, a row each: first from the priority whose oldest due job
+ranks highest, ageing counted, and of it the oldest first, as many as fit; no row when
 nothing is due, the queue is paused, or others hold what is due. Never two callers get the same attempt. deadline and heartbeat_timeout:
 for these attempts (NULL: as the queue says; zero: none). A rollback, also to a savepoint, gives the jobs back at once, at no cost of an attempt.
 Alone in its transaction the commit does not wait for the disk (awa.asynchronous_claim): a crash may then give the jobs back.

@@ -24,7 +24,7 @@ const SHRINK_MS: u32 = 60_000;
 // If this fails, some verb does not do what is promised, in some order of calls.
 pub fn every_sequence_of_verbs_is_answered_as_by_plain_sql(stage: &mut Stage<'_>) -> Result<()> {
     let first = number("AWA_SEED", u64::from(rand::random::<u32>()));
-    let (sequences, steps) = (number("AWA_SEQUENCES", 60), number("AWA_STEPS", 60));
+    let (sequences, steps) = (number("AWA_SEQUENCES", 40), number("AWA_STEPS", 60));
     println!("        reference: AWA_SEED={first} AWA_SEQUENCES={sequences} AWA_STEPS={steps}");
     let mut attempts = 0;
     for seed in (first..).take(usize::try_from(sequences)?) {

@@ -171,10 +171,11 @@ impl<'h> Checker<'h> {
 
     /// Until when the attempt was certainly held by its claimer: the first thing that may have ended it.
     fn release(&self, story: &Story, claim: &Fact<Taken>) -> Tick {
-        let since = claim.at.to;
+        // It may have been handed out as soon as it was asked for.
+        let since = claim.at.from;
         match claim.fate {
             Fate::No => return claim.end.from,
-            Fate::Maybe => return since,
+            Fate::Maybe => return claim.at.to,
             Fate::Yes => {}
         }
         let lease = claim.what.handed.lease;
@@ -195,15 +196,14 @@ impl<'h> Checker<'h> {
             None if self.beside(Beside::LostEnqueue).next().is_none() => return Some(format!("lease {lease}: nobody has enqueued the job")),
             _ => {}
         }
+        if story.deletions.iter().any(|gone| gone.fate == Fate::Yes && gone.end.to < claim.at.from) {
+            return Some(format!("lease {lease}: given after the job was deleted"));
+        }
         let may_live_again = |since: Tick| {
             story.redrives.iter().any(|again| again.fate != Fate::No && again.end.to > since && again.end.from < claim.at.to)
         };
         let over = story.terminal_ends().into_iter().find(|end| end.to < claim.at.from && !may_live_again(end.from));
-        if over.is_some() {
-            return Some(format!("lease {lease}: given after the end of the job"));
-        }
-        let deleted = story.deletions.iter().any(|gone| gone.fate == Fate::Yes && gone.end.to < claim.at.from);
-        deleted.then(|| format!("lease {lease}: given after the job was deleted"))
+        over.map(|_| format!("lease {lease}: given after the end of the job"))
     }
 
     /// What was refused had to be, and what was accepted might be.
@@ -226,6 +226,8 @@ impl<'h> Checker<'h> {
                 good.then(|| format!("lease {lease}: a good lease was refused"))
             }
             Word::Conflict | Word::Uncommitted => None,
+            // Its answer was lost: it may have been refused.
+            _ if end.fate == Fate::Maybe => None,
             Word::Completed | Word::Failed | Word::Retry | Word::Snooze => {
                 self.tally.exits += 1;
                 let void = claim.fate == Fate::No && claim.end.to < end.at.from;
@@ -261,7 +263,7 @@ impl<'h> Checker<'h> {
                     _ => None,
                 });
             }
-            let between = |span: Span| span.to > before.at.to && span.from < after.at.to;
+            let between = |span: Span| span.to > before.at.from && span.from < after.at.to;
             if before.what.mortal && self.beside(Beside::Rescue).any(between) {
                 possible.push(last + 1);
             }

@@ -60,6 +60,8 @@ pub struct Session<'a> {
     prepared: usize,
     /// The server has said that it ends this session.
     lost: bool,
+    /// When the last statement was asked for: if it failed, what it has aborted may be over since then.
+    asked: Tick,
     pub transactions: Vec<Transaction>,
     pub beside: Vec<(Beside, Span)>,
 }
@@ -89,6 +91,7 @@ impl<'a> Session<'a> {
             in_order: true,
             prepared: 0,
             lost: false,
+            asked: 0,
             transactions: Vec::new(),
             beside: Vec::new(),
         })
@@ -149,12 +152,12 @@ impl<'a> Session<'a> {
             alive = alive && self.block_step()?;
         }
         let last = self.calls.last().map_or(begun, |call| call.at.to);
-        let from = if alive { self.desk.tick() } else { last };
+        let from = if alive { self.desk.tick() } else { last.min(self.asked) };
         let fate = if alive && self.rng.random_ratio(3, 4) { self.commit()? } else { Fate::No };
         if fate == Fate::No && !self.is_lost() && self.client.batch_execute("ROLLBACK").is_err() {
             self.lost = true;
         }
-        let span = Span { from: if self.is_lost() { last } else { from }, to: self.desk.tick() };
+        let span = Span { from: if self.is_lost() { last.min(from) } else { from }, to: self.desk.tick() };
         if self.is_lost() {
             self.beside.push((Beside::Killed, span));
         }
@@ -170,7 +173,10 @@ impl<'a> Session<'a> {
                 self.savepoints.push(self.calls.len());
                 Ok(self.client.batch_execute(&format!("SAVEPOINT s{}", self.savepoints.len())).is_ok())
             }
-            2 if !self.savepoints.is_empty() => Ok(self.roll_back_to_savepoint()),
+            2 if !self.savepoints.is_empty() => {
+                self.asked = self.desk.tick();
+                Ok(self.roll_back_to_savepoint())
+            }
             3 if !self.savepoints.is_empty() => {
                 let name = format!("RELEASE SAVEPOINT s{}", self.savepoints.len());
                 self.savepoints.pop();
@@ -187,10 +193,10 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What it undoes may be over since the last statement was asked for: an error has undone some of it before.
     fn roll_back_to_savepoint(&mut self) -> bool {
         let to = self.rng.random_range(0..self.savepoints.len());
         let first = self.savepoints.get(to).copied().unwrap_or_default();
-        let tick = self.desk.tick();
         self.savepoints.truncate(to + 1);
         if self.client.batch_execute(&format!("ROLLBACK TO SAVEPOINT s{}", to + 1)).is_err() {
             // The session had been killed before: since when is not known.
@@ -198,7 +204,7 @@ impl<'a> Session<'a> {
             return false;
         }
         for call in self.calls.iter_mut().skip(first) {
-            call.undone = call.undone.or(Some(tick));
+            call.undone = call.undone.or(Some(self.asked));
         }
         true
     }

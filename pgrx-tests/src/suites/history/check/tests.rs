@@ -197,7 +197,9 @@ fn a_job_left_behind_is_found() {
     assert!(found.is_empty() && tally.ordered_pairs > 0, "{found:#?} {tally:?}");
     // Not if another claimer was at work meanwhile, or the job was being carried.
     let mut crowded = history.clone();
-    crowded.transactions.push(transaction(Fate::Yes, vec![call(209, Did::Claimed { jobs: Vec::new(), mortal: false, in_order: true })]));
+    let mut other = call(209, Did::Claimed { jobs: Vec::new(), mortal: false, in_order: true });
+    other.at.to = 212;
+    crowded.transactions.push(transaction(Fate::Yes, vec![other]));
     assert!(check(&crowded, &end).0.is_empty());
     history.beside.push((Beside::Carry, Span { from: 205, to: 206 }));
     assert!(check(&history, &end).0.is_empty());

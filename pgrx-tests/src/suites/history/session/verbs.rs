@@ -140,6 +140,7 @@ impl Session<'_> {
     /// Sends the statement and writes down what was told.
     pub(super) fn perform(&mut self, verb: &Verb) -> anyhow::Result<Went> {
         let from = self.desk.tick();
+        self.asked = from;
         let told = self.send(verb);
         let to = self.desk.tick();
         let at = Span { from, to };
