@@ -330,27 +330,29 @@ pub fn subtransaction<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     unsafe { pg_sys::BeginInternalSubTransaction(ptr::null()) };
     // SAFETY: as in `restore`: results must be allocated where the caller expects them.
     unsafe { pg_sys::CurrentMemoryContext = context };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    let outcome = match outcome {
-        Ok(Ok(value)) => {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let outcome = f();
+        if outcome.is_ok() {
             may_fail(Fault::Alloc);
-            // SAFETY: the subtransaction begun above is current. May raise: unwinds, the transaction aborts.
+            // SAFETY: the subtransaction begun above is current. May raise: caught here, and rolled back like any other error. An
+            // error that left the subtransaction behind would leave the session in it, after the statement had ended.
             unsafe { pg_sys::ReleaseCurrentSubTransaction() };
-            Ok(value)
         }
-        Ok(Err(error)) => {
-            // SAFETY: as above.
-            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-            Err(error)
+        outcome
+    }));
+    let error = match outcome {
+        Ok(Ok(value)) => {
+            restore();
+            return Ok(value);
         }
-        Err(payload) => {
-            // SAFETY: as above; the panic has been caught and the error state was flushed by the guard that caught it.
-            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-            Err(super::call::error_from_panic(payload))
-        }
+        Ok(Err(error)) => error,
+        Err(payload) => super::call::error_from_panic(payload),
     };
+    // SAFETY: the subtransaction begun above is current; a panic has been caught, and the error state was flushed by the guard that
+    // caught it.
+    unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
     restore();
-    outcome
+    Err(error)
 }
 
 pub fn command_counter_increment() {
