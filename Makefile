@@ -50,6 +50,8 @@ soak:
 	cd docs/spec && AWA_SPEC_BOUND=large CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --test models -- --nocapture
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
 	AWA_CRASH_ROUNDS=100 $(awa) test --pg 15 client/15/failover
+	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference
+	AWA_HISTORY_STEPS=4000 AWA_HISTORY_KILLS=25 $(awa) test --pg 15 --no-build client/15/history
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.

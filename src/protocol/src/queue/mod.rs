@@ -142,8 +142,8 @@ pub enum Refusal {
 pub enum Plan {
     /// Take holes of this priority with keys not above `until`.
     Holes { priority: u8, until: i64 },
-    /// Visit the rows of an ended transaction.
-    Gap { track: TrackId, xid: u64 },
+    /// Visit the rows of an ended transaction; take no row with a key above `until`.
+    Gap { track: TrackId, xid: u64, until: i64 },
     /// Scan this track; take no row with a key above `until` (another source has the next one).
     Scan { track: TrackId, until: i64 },
     /// Others are at work on everything that is due.
