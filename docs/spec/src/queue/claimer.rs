@@ -331,7 +331,7 @@ impl World {
     fn hand_out(&mut self, c: &mut Claim, row: &Row, generation: i64, name: EntryRef) {
         let lease = self.pool.named(name).map_or(0, |entry| entry.lease);
         let copy = row.copy();
-        let is_due = World::track_of(generation, row.lane).sub == SubLane::Immediate || row.run_at <= self.now;
+        let is_due = World::track_of(generation, row.lane).sub == SubLane::Immediate || row.run_at <= self.latest;
         if !self.log.committed(row.xmin) || !is_due {
             self.violate(TOO_EARLY);
         }

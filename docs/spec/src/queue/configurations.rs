@@ -121,6 +121,7 @@ pub const RESCUE: Config = Config {
     jobs: 1,
     outcomes: &[Completed, Retry],
     aborts: 1,
+    crashes: 1,
     ..NONE
 };
 
@@ -130,6 +131,7 @@ pub const CANCEL: Config = Config {
     sessions: &[&[Claim(9), Commit], &[Cancel(1), Commit], &[Claim(1), Commit, Finish, Commit]],
     jobs: 2,
     aborts: 1,
+    crashes: 1,
     ..NONE
 };
 
@@ -148,6 +150,7 @@ pub const RING: Config = Config {
     name: "ring",
     sessions: &[&[enqueue(1), Commit], &[Claim(9), Commit, Finish, Commit], &[Rotate, Commit], &[Prune, Commit, Prune, Commit]],
     aborts: 1,
+    crashes: 1,
     ..NONE
 };
 
@@ -238,6 +241,18 @@ pub const LARGE: &[Config] = &[
     Config { name: "cancel, large", aborts: 2, crashes: 1, ..CANCEL },
     Config { name: "own-exits, large", aborts: 2, crashes: 1, ..OWN_EXITS },
     Config { name: "ring, large", aborts: 2, crashes: 1, ..RING },
+    Config {
+        name: "ring and carry, large",
+        sessions: &[
+            &[enqueue(1), Commit],
+            &[Claim(9), Commit, Finish, Commit],
+            &[Rotate, Commit, Rotate, Commit],
+            &[Carry, Commit],
+            &[Prune, Commit, Prune, Commit, Prune, Commit],
+        ],
+        aborts: 1,
+        ..NONE
+    },
     Config { name: "prune-crash, large", aborts: 2, crashes: 2, ..PRUNE_CRASH },
     Config { name: "carry-waiting, large", aborts: 2, crashes: 1, ..CARRY_WAITING },
     CARRY_PASSED,

@@ -163,6 +163,7 @@ impl World {
     fn drain(mut self, config: &Config) -> Option<&'static str> {
         let sid = self.helper();
         self.now += 1_000;
+        self.latest = self.latest.max(self.now);
         for _ in 0..12 {
             for (copy, lease) in self.held.clone() {
                 self.sessions[sid].op = Op::Finish(Finish::new(Work { copy, lease }, Outcome::Completed));

@@ -171,6 +171,7 @@ impl Machine {
             Act::Tick => {
                 world.ticks -= 1;
                 world.now += 10;
+                world.latest = world.latest.max(world.now);
                 Action::Tick
             }
         }

@@ -202,6 +202,8 @@ pub struct World {
     pub sessions: Vec<Session>,
     pub works: Vec<Work>,
     pub now: i64,
+    /// The latest time that the clock has shown: what was due stays due, even if the clock is set back.
+    pub latest: i64,
     pub aborts: u8,
     pub crashes: u8,
     pub ticks: u8,
@@ -247,6 +249,7 @@ impl World {
             sessions: vec![Session::default(); sessions],
             works: Vec::new(),
             now: NOW,
+            latest: NOW,
             aborts: config.aborts,
             crashes: config.crashes,
             ticks: config.ticks,
