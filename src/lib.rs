@@ -5,6 +5,9 @@
 
 pgrx::pg_module_magic!();
 
+#[macro_use]
+mod mutants;
+
 mod api;
 mod error;
 mod frontier;
@@ -16,6 +19,8 @@ mod worker;
 
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    #[cfg(feature = "mutants")]
+    mutants::choose();
     settings::register();
     frontier::notes::register_callbacks();
     frontier::register();

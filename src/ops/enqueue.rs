@@ -117,6 +117,10 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
         ready::append(&mut writer, &rows)?;
         frontier.queue(queue.place).deregister(xact::my_proc());
         notes::set_registered(None);
+        #[cfg(feature = "mutants")]
+        if mutant!("lock_given_back_early") {
+            rel.unlock_early(crate::pg::rel::Lock::RowExclusive);
+        }
         return Ok(());
     }
 }
@@ -145,7 +149,7 @@ fn register(
         let mut held = frontier.queue(queue.place);
         if !queue.is_usable(&held) {
             None
-        } else if !frontier.is_open(track.generation) {
+        } else if !frontier.is_open(track.generation) && !mutant!("no_recheck_of_open_segment") {
             notes::set_registered(None);
             return Ok(Registration::SegmentMoved);
         } else {

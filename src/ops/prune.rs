@@ -109,7 +109,7 @@ fn step(frontier: &Frontier, worth_a_proof: impl Fn(bool, &Standing) -> bool) ->
             Ok(kept) if held.as_ref().is_none_or(|other| urgency(&kept) > urgency(other)) => held = Some(kept),
             Ok(_) => {}
             // Jobs that cannot be kept, or rows that contradict each other, hold their segment, not the others.
-            Err(error) if is_of_a_row(&error) => fault = fault.or(Some(error)),
+            Err(error) if is_of_a_row(&error) && !mutant!("one_bad_segment_stops_prune") => fault = fault.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -154,7 +154,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
         return Ok(about("skipped_active", segment, Some(reason)));
     }
     // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
-    if Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
+    if !mutant!("prune_proves_without_lock") && Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
         return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
     }
     frontier.check_current()?;
@@ -162,7 +162,9 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
-    xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
+    if !mutant!("retention_skipped") {
+        xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
+    }
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
@@ -179,6 +181,9 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
 /// Per job, never by counting: every committed copy must be closed, and no row may be of an unfinished transaction.
 /// `history`: finished jobs by queue.
 fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<Option<String>> {
+    if mutant!("prune_without_proof") {
+        return Ok(None);
+    }
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
     // From the table, not from memory: a queue that is not known to have been dropped is alive.
@@ -215,7 +220,7 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
 fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {
     let started = sql::as_owner(frontier.ledger, || ledger::started_at(segment.generation))?.unwrap_or(i64::MIN);
     let due = started.saturating_add(settings::prune_grace());
-    if xact::now() < due {
+    if xact::now() < due && !mutant!("prune_without_grace") {
         return Ok(about("waiting", segment, Some(format!("{} ms of awa.prune_grace are left", (due - xact::now()) / 1000))));
     }
     if !truncation_is_safe_here() {
@@ -231,8 +236,12 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     let mut toast = Vec::new();
     for oid in [info.ready, info.closures, info.done, info.claims] {
         let conflicts = lock_conflicts(oid, Lock::AccessExclusive);
-        if !conflicts.is_empty() {
+        if !conflicts.is_empty() && !mutant!("prune_waits_for_readers") {
             return Ok(about("blocked", segment, holders(&conflicts)));
+        }
+        if mutant!("prune_waits_for_readers") {
+            tables.push(Rel::open(oid, Lock::AccessExclusive)?);
+            continue;
         }
         match Rel::open_if_lockable(oid, Lock::AccessExclusive)? {
             Some(rel) => tables.push(rel),
@@ -253,6 +262,9 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
         )
         .detail(format!("Found: {reason}."))
         .hint("Nothing was truncated. Run awa.verify()."));
+    }
+    if mutant!("evidence_goes_first") {
+        tables.reverse();
     }
     for table in &tables {
         truncate_in_place(table)?;

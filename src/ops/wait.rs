@@ -21,7 +21,7 @@ const LONGEST_US: i64 = 60_000_000;
 pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> Result<()> {
     let queue = handle::resolve(frontier, name)?;
     notes::reserve(frontier, 0)?;
-    let _no_snapshot = leave_snapshot(call)?;
+    let _no_snapshot = if mutant!("wait_keeps_its_snapshot") { None } else { Some(leave_snapshot(call)?) };
     let until = xact::now().saturating_add(timeout);
     notes::set_waiting(Some(queue.place));
     {
@@ -30,6 +30,14 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
     }
     let sleeper = frontier.work_sleeper(queue.place);
     loop {
+        if mutant!("looks_before_it_joins") {
+            if next_look(frontier, queue).is_none() {
+                break;
+            }
+            crate::frontier::nap(1000);
+            sleeper.prepare();
+            sleeper.timed_sleep(until.saturating_sub(xact::now()).div_euclid(1000).max(1), wait_event());
+        }
         sleeper.prepare();
         let Some(look_again) = next_look(frontier, queue) else { break };
         let now = xact::now();
@@ -58,6 +66,7 @@ fn next_look(frontier: &Frontier, queue: Queue) -> Option<i64> {
     };
     match plan {
         Plan::Nothing { next } if has_gaps => Some(next.min(now + GAP_POLL_US)),
+        Plan::Nothing { .. } if mutant!("due_time_slept_over") => Some(i64::MAX),
         Plan::Nothing { next } => Some(next),
         Plan::Busy => Some(now + GAP_POLL_US),
         Plan::Holes { .. } | Plan::Gap { .. } | Plan::Scan { .. } => None,

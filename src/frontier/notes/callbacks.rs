@@ -23,7 +23,7 @@ pub fn register_callbacks() {
 
 fn on_pre_commit() -> Result<()> {
     if let Some(position) = CLAIM_ONLY.take()
-        && position == xact::xact_last_rec_end()
+        && (position == xact::xact_last_rec_end() || mutant!("every_claim_asynchronous"))
         && crate::settings::asynchronous_claim()
     {
         xact::lower_synchronous_commit_here();
@@ -34,7 +34,7 @@ fn on_pre_commit() -> Result<()> {
 /// Claims and exits are fenced by memory of this server process: they cannot outlive it in a prepared transaction.
 fn on_pre_prepare() -> Result<()> {
     let refused = NOTES.with_borrow(|notes| notes.iter().any(|noted| !matches!(noted.note, Note::Enqueued { .. })));
-    if refused {
+    if refused && !mutant!("claims_may_be_prepared") {
         return Err(Error::new(
             Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             "cannot prepare a transaction that has claimed, finished or cancelled jobs, or changed queues",
@@ -65,7 +65,9 @@ fn on_prepare() {
     if let Some(frontier) = FRONTIER.get().filter(Frontier::is_current) {
         NOTES.with_borrow(|notes| {
             for noted in notes.iter() {
-                if let Note::Enqueued { queue, rows, .. } = noted.note {
+                if let Note::Enqueued { queue, rows, .. } = noted.note
+                    && !mutant!("prepare_wakes_nobody")
+                {
                     frontier.wake_work(queue, rows as u64);
                 }
             }
@@ -86,13 +88,19 @@ fn finish_session_state() {
         PROMISED.set((0, 0));
         return;
     }
-    if let Some(queue) = REGISTERED.take() {
+    if let Some(queue) = REGISTERED.take()
+        && !mutant!("registration_outlives_its_call")
+    {
         frontier.queue(queue).deregister(process);
     }
     leave_waiting(&frontier);
     settle_promise(&frontier);
-    drop_unpublished(&frontier);
-    end_turn(&frontier);
+    if !mutant!("reserved_row_outlives_its_call") {
+        drop_unpublished(&frontier);
+    }
+    if !mutant!("turn_outlives_its_call") {
+        end_turn(&frontier);
+    }
 }
 
 /// A row that was reserved and not passed yet: its entry goes before the turn does, or the next scan would take it for somebody's.
@@ -119,7 +127,9 @@ fn on_sub_abort(mine: u32) {
     finish_session_state();
     let Some(frontier) = FRONTIER.get() else { return };
     let current = frontier.is_current();
-    while let Some(note) = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine)) {
+    while let Some(note) =
+        NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine && !mutant!("savepoint_rollback_forgotten")))
+    {
         if current {
             undo(&frontier, note.note);
         }
@@ -131,6 +141,9 @@ fn on_abort() {
     finish_session_state();
     let Some(frontier) = FRONTIER.take() else { return };
     let current = frontier.is_current();
+    if mutant!("undo_oldest_first") {
+        NOTES.with_borrow_mut(|notes| notes.reverse());
+    }
     while let Some(note) = NOTES.with_borrow_mut(Vec::pop) {
         if current {
             undo(&frontier, note.note);
@@ -202,7 +215,7 @@ impl Tally {
                 totals.carried += change.totals.carried;
                 queue.waiters
             };
-            if waiters > 0 && change.appended > 0 {
+            if waiters > 0 && change.appended > 0 && !mutant!("commit_wakes_nobody") {
                 self.frontier.wake_work(change.queue, change.appended.min(u64::from(waiters)));
             }
         }
@@ -263,6 +276,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             change.counts.running += 1;
             change.totals.claimed += 1;
         }
+        Note::HistoryGone { .. } if mutant!("history_counted_for_ever") => {}
         Note::HistoryGone { queue, queue_id, counts } => {
             take_off(&mut tally.of(queue, queue_id).counts, &counts);
         }
@@ -275,7 +289,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         Note::Closing { entry, queue, queue_id, outcome } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
-            change.counts.running -= 1;
+            change.counts.running -= i64::from(!mutant!("running_not_counted_down"));
             count_finished(&mut change.counts, outcome, 1);
             match outcome {
                 Outcome::Completed => change.totals.completed += 1,
@@ -324,8 +338,11 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         }
         Note::QueueSettings { queue, settings } => {
             frontier.queue(queue).settings = settings;
-            frontier.wake_work(queue, u64::MAX);
+            if !mutant!("changed_settings_wake_nobody") {
+                frontier.wake_work(queue, u64::MAX);
+            }
         }
+        Note::QueueDropped { .. } if mutant!("dropped_queue_keeps_its_entries") => {}
         Note::QueueDropped { queue } => forget_queue(frontier, queue),
         Note::SegmentOpened { segment } => frontier.change_ring(|segments| {
             for older in segments.iter_mut().filter(|older| older.state == awa_protocol::ring::SegmentState::Open) {
@@ -392,12 +409,13 @@ fn undo(frontier: &Frontier, note: Note) {
     match note {
         Note::Enqueued { .. } | Note::Undeferred { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
         Note::Claimed { entry, queue, published, .. } => {
-            if published {
+            if published && !mutant!("rolled_back_claim_is_lost") {
                 give_back(frontier, entry, queue);
             } else {
                 drop_entry(frontier, entry);
             }
         }
+        Note::Closing { .. } if mutant!("closing_not_undone") => {}
         Note::Closing { entry, .. } => {
             frontier.with_named(entry, |entry| {
                 entry.close_xid = 0;
@@ -421,6 +439,9 @@ fn undo(frontier: &Frontier, note: Note) {
             }
         }
         // A scan may have passed the guard: the row has ended all the same.
+        Note::Superseding { entry, queue, .. } if mutant!("superseding_guard_becomes_a_hole") => {
+            give_back(frontier, entry, queue)
+        }
         Note::Superseding { entry, .. } => drop_entry(frontier, entry),
         Note::Moving { old, new, queue, .. } => {
             if frontier.with_partition(old.partition, |partition| partition.abandon_move(old, new)) {
@@ -461,7 +482,7 @@ pub fn give_back(frontier: &Frontier, name: EntryRef, queue: u16) {
         }
         held.waiters
     };
-    if waiters > 0 {
+    if waiters > 0 && !mutant!("rollback_wakes_nobody") {
         frontier.wake_work(queue, 1);
     }
 }

@@ -17,7 +17,7 @@ thread_local! {
 /// When this transaction has committed, the launcher learns that the database has the extension, and its maintainer that something has
 /// changed. Without effect if the library is not preloaded. A prepared transaction tells nobody: the launcher finds it in time.
 pub fn announce_at_commit() {
-    ANNOUNCES.set(true);
+    ANNOUNCES.set(!mutant!("creation_tells_nobody"));
 }
 
 /// Transaction callback.
@@ -30,7 +30,7 @@ pub fn on_transaction_end(committed: bool) {
     if commanded {
         let pid = xact::my_pid();
         workers.tell_launcher(|desk| {
-            desk.holds.retain(|hold| hold.pid != pid);
+            desk.holds.retain(|hold| hold.pid != pid || mutant!("hold_outlives_its_command"));
             desk.databases_changed = true;
         });
     }
@@ -84,7 +84,9 @@ const LEAVING_LIMIT_MS: i64 = 10_000;
 pub fn before_command(database: Option<u32>) {
     // First: what follows may raise after it has done something.
     COMMANDED.set(true);
-    if let Some(database) = database {
+    if let Some(database) = database
+        && !mutant!("maintainer_is_in_the_way")
+    {
         hold(database);
     }
 }
