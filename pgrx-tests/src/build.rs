@@ -18,6 +18,8 @@ pub enum Profile {
     Release,
     /// optimized, with every assertion on
     TestServer,
+    /// can break its rules, one at a time; for `awa mutants` only
+    Mutants,
 }
 
 impl Profile {
@@ -26,6 +28,15 @@ impl Profile {
             Self::Dev => "dev",
             Self::Release => "release",
             Self::TestServer => "test-server",
+            Self::Mutants => "mutants",
+        }
+    }
+
+    /// Features of the library besides the one of its server.
+    fn features(self) -> &'static str {
+        match self {
+            Self::Mutants => ",mutants",
+            Self::Dev | Self::Release | Self::TestServer => "",
         }
     }
 
@@ -53,7 +64,7 @@ pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Resu
                 .env("CARGO_TARGET_DIR", &target)
                 .env("PGRX_PG_CONFIG_PATH", &tree.build_pg_config)
                 .args(["build", "--quiet", "--package", "awa_queue", "--lib", "--profile", profile.name()])
-                .args(["--no-default-features", "--features", &format!("pg{}", tree.server.major())]),
+                .args(["--no-default-features", "--features", &format!("pg{}{}", tree.server.major(), profile.features())]),
         )?;
     }
     if !library.is_file() {

@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, SUPERUSER};
 use crate::layout::{Layout, open_dir};
 use crate::process::{give_to, server_command};
 use crate::report::Outcome;
+use crate::suites::number;
 use crate::tree::{DEBIAN_LIB, Tree};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,8 @@ impl Run<'_> {
             .arg(format!("--port={}", self.cluster.port()))
             .args(["--user", SUPERUSER, "--dbname", &format!("awa_{}", self.kind.name())]);
         if self.kind == Kind::Isolation {
-            command.arg("--load-extension=awa_queue");
+            // A step that hangs is cancelled after so long.
+            command.arg("--load-extension=awa_queue").env("PGISOLATIONTIMEOUT", number("AWA_CASE_SECONDS", 180).to_string());
         }
         if chosen.len() == all.len() {
             command.arg(format!("--schedule={}", place.join("input/schedule").display()));

@@ -14,6 +14,8 @@ use crate::cluster::{Cluster, Shutdown};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
 
+pub use stress_mixed::number;
+
 macro_rules! suites {
     ($($suite:ident: [$($case:ident),+ $(,)?];)+) => {
         $(mod $suite;)+
@@ -118,7 +120,8 @@ suites! {
 
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
 fn case_limit() -> Duration {
-    Duration::from_secs(180.max(20 * stress_mixed::number("AWA_CRASH_ROUNDS", 0)))
+    let usual = number("AWA_CASE_SECONDS", 180);
+    Duration::from_secs(usual.max(20 * number("AWA_CRASH_ROUNDS", 0)))
 }
 
 const DATABASE: &str = "awa_case";
