@@ -24,5 +24,6 @@ pub extern "C-unwind" fn _PG_init() {
     settings::register();
     frontier::notes::register_callbacks();
     frontier::register();
+    pg::points::register();
     worker::register();
 }

@@ -44,6 +44,7 @@ impl Tuples {
 pub struct Counters {
     pub lsn: String,
     pub lsn_bytes: i64,
+    pub wal_records: i64,
     pub commits: i64,
     pub user: Tuples,
     pub catalog: Tuples,
@@ -53,6 +54,7 @@ pub fn counters(client: &mut Client) -> Result<Counters> {
     let row =
         client.query_one("SELECT lsn::text, pg_wal_lsn_diff(lsn, '0/0')::bigint FROM pg_current_wal_insert_lsn() AS lsn", &[])?;
     let (lsn, lsn_bytes) = (row.try_get(0)?, row.try_get(1)?);
+    let wal_records = client.query_one("SELECT wal_records FROM pg_stat_wal", &[])?.try_get(0)?;
     let row = client.query_one("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()", &[])?;
     let commits = row.try_get(0)?;
     let row = client.query_one(
@@ -67,7 +69,7 @@ pub fn counters(client: &mut Client) -> Result<Counters> {
     )?;
     let user = Tuples { inserted: row.try_get(0)?, updated: row.try_get(1)?, deleted: row.try_get(2)? };
     let catalog = Tuples { inserted: row.try_get(3)?, updated: row.try_get(4)?, deleted: row.try_get(5)? };
-    Ok(Counters { lsn, lsn_bytes, commits, user, catalog })
+    Ok(Counters { lsn, lsn_bytes, wal_records, commits, user, catalog })
 }
 
 /// Only the log position: cheap enough for the edges of a measured window.
@@ -76,19 +78,49 @@ pub fn wal_position(client: &mut Client) -> Result<i64> {
     Ok(row.try_get(0)?)
 }
 
-/// One look at what the busy sessions of this database wait for.
-pub fn add_waits(client: &mut Client, waits: &mut BTreeMap<String, i64>) -> Result<()> {
-    let rows = client.query(
-        "SELECT coalesce(wait_event_type || '/' || wait_event, 'CPU'), count(*)
-           FROM pg_stat_activity
-          WHERE state = 'active' AND datname = current_database() AND pid <> pg_backend_pid()
-          GROUP BY 1",
-        &[],
-    )?;
-    for row in rows {
-        *waits.entry(row.try_get(0)?).or_insert(0) += row.try_get::<_, i64>(1)?;
+/// What the other sessions of this database were seen to do and to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions {
+    /// What busy ones waited for, by looks; "CPU" if for nothing
+    pub waits: BTreeMap<String, i64>,
+    /// The most that one of them had in memory of its own, where the operating system tells
+    pub backend_megabytes_most: Option<f64>,
+    /// The oldest snapshot seen, in transactions behind
+    pub snapshot_age_most: Option<f64>,
+}
+
+impl Sessions {
+    /// One look.
+    pub fn look(&mut self, client: &mut Client) -> Result<()> {
+        let rows = client.query(
+            "SELECT pid, CASE WHEN state = 'active' THEN coalesce(wait_event_type || '/' || wait_event, 'CPU') END,
+                    age(backend_xmin)::float8
+               FROM pg_stat_activity
+              WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
+            &[],
+        )?;
+        for row in rows {
+            if let Some(wait) = row.try_get::<_, Option<String>>(1)? {
+                *self.waits.entry(wait).or_insert(0) += 1;
+            }
+            keep_most(&mut self.backend_megabytes_most, megabytes_of(row.try_get(0)?));
+            keep_most(&mut self.snapshot_age_most, row.try_get(2)?);
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+fn keep_most(most: &mut Option<f64>, value: Option<f64>) {
+    if let Some(value) = value {
+        *most = Some(most.map_or(value, |most| most.max(value)));
+    }
+}
+
+/// Memory of a process that it shares with nobody.
+fn megabytes_of(process: i32) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
 pub struct DeadTuples {

@@ -1,6 +1,6 @@
 //! A sustained load: producers and workers in threads, phases cut by one controller, every job id kept.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use postgres::Client;
 
 use crate::accounting::{self, Account};
-use crate::counters::{self, Counters, Cpu};
+use crate::counters::{self, Counters, Cpu, Sessions};
 use crate::payload::Payload;
 use crate::progress::Progress;
 use crate::systems::{Claimed, Helper, Session, System, Wishes, connect};
@@ -63,8 +63,8 @@ pub struct PhaseResult {
     pub per_second: Vec<f64>,
     /// Unfinished jobs at the end of each second
     pub depth_per_second: Vec<f64>,
-    /// What busy sessions waited for, looked at once a second; "CPU" if for nothing
-    pub waits: BTreeMap<String, i64>,
+    /// Looked at once a second
+    pub sessions: Sessions,
     pub machine_cpu: Option<f64>,
     pub client_cpu: Option<f64>,
     /// Round trips in milliseconds
@@ -256,7 +256,7 @@ fn conduct(
                 result.per_second.push((now - sampled) as f64 / sampled_at.elapsed().as_secs_f64());
                 (sampled_at, sampled) = (Instant::now(), now);
                 result.depth_per_second.push(shared.depth() as f64);
-                counters::add_waits(control, &mut result.waits)?;
+                result.sessions.look(control)?;
                 progress.pass(SAMPLE_INTERVAL, result.per_second.last().copied());
             }
         }

@@ -11,6 +11,7 @@ mod plot;
 mod progress;
 mod report;
 mod scenarios;
+mod statements;
 mod stats;
 mod systems;
 

@@ -1,9 +1,10 @@
 //! Builds the extension with plain cargo, one target directory a server, against that server's headers.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::layout::Layout;
@@ -35,9 +36,15 @@ impl Profile {
     /// Features of the library besides the one of its server.
     fn features(self) -> &'static str {
         match self {
-            Self::Mutants => ",mutants",
-            Self::Dev | Self::Release | Self::TestServer => "",
+            Self::Mutants => ",points,mutants",
+            Self::TestServer => ",points",
+            Self::Dev | Self::Release => "",
         }
+    }
+
+    /// Tests stop and fail sessions at points; nothing else has them.
+    pub fn has_points(self) -> bool {
+        matches!(self, Self::TestServer | Self::Mutants)
     }
 
     fn directory(self) -> &'static str {
@@ -70,5 +77,18 @@ pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Resu
     if !library.is_file() {
         bail!("there is no {}: build it first", library.display());
     }
+    // A file left by an earlier build may be of the wrong kind, too.
+    if names_points(&library)? != profile.has_points() {
+        bail!("{} has points where it must not, or none where tests need them", library.display());
+    }
     Ok(Built { library })
 }
+
+/// Does the library have a symbol or a text of the points, of which tests know the name?
+pub fn names_points(library: &Path) -> Result<bool> {
+    let bytes = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
+    Ok(POINT_MARKS.iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark)))
+}
+
+/// Symbols, the area in shared memory, and the name of the point that is reached in every pass of prune.
+const POINT_MARKS: [&[u8]; 2] = [b"awa_points", b"prune.ready_truncated"];

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod dev;
 pub mod layout;
 pub mod mutants;
+pub mod points;
 pub mod process;
 pub mod regress;
 pub mod report;

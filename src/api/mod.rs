@@ -4,5 +4,7 @@ pub mod admin;
 pub mod diagnose;
 pub mod inspect;
 pub mod maintenance;
+#[cfg(feature = "points")]
+pub mod points;
 pub mod producer;
 pub mod worker;

@@ -20,6 +20,7 @@ use pgrx::pg_sys::{Datum, Oid};
 use super::shared::{STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY};
 use super::{Frontier, PARTITIONS, Reserve, SegmentInfo, notes};
 use crate::error::{Error, Result, out_of_memory, reserve};
+use crate::pg::points::reach;
 use crate::pg::rel::{self, Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
@@ -140,6 +141,7 @@ fn build(frontier: &Frontier) -> Result<()> {
     let start = if mutant!("nonce_is_kept") { 1 } else { xact::random_u64()? >> 2 };
     frontier.shared.next_lease[frontier.database].store(start.max(1), Ordering::Release);
     sql::as_owner(frontier.ledger, instance::check)?;
+    reach("build.begun");
     let places = install_queues(frontier)?;
     let mut infos: Vec<SegmentInfo> = Vec::new();
     let ring = sql::as_owner(frontier.ledger, ledger::read)?;
@@ -149,12 +151,14 @@ fn build(frontier: &Frontier) -> Result<()> {
     frontier.set_ring(&infos, ring.open().map_or(0, |segment| segment.generation));
     for info in infos.iter().filter(|info| info.state != SegmentState::PruneStarted) {
         restore_segment(frontier, info, &places)?;
+        reach("build.segment_restored");
     }
     for (queue_id, counts) in sql::as_owner(frontier.ledger, finished::counts)? {
         if let Some(place) = places.get(&queue_id) {
             notes::add_counts(&mut frontier.queue(*place).counts, &counts);
         }
     }
+    reach("build.counted");
     for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
         if let Some(place) = places.get(&queue_id) {
             frontier.queue(*place).counts.scheduled += if mutant!("deferred_jobs_not_counted") { 0 } else { waiting };

@@ -19,6 +19,7 @@ use crate::frontier::{Frontier, Reserve, SegmentInfo, build, notes};
 use crate::ops::deferred;
 use crate::ops::exits::{self, CLAIM_COMMIT_WAIT_MS, CLAIM_COMMIT_WAITS};
 use crate::ops::handle;
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{HeapScan, RowState, is_own};
 use crate::pg::{sql, xact};
@@ -139,6 +140,7 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
         notes::Note::Closing { entry: name, queue: seen.queue, queue_id: lane.queue_id, outcome: Outcome::Cancelled }
     };
     notes::push(note);
+    reach("cancel.marked");
     let (segment, rel) = exits::segment_of(frontier, seen.generation)?;
     let before = exits::with_row(&segment, &rel, seen, |row| row.copy_datum(ready::ERRORS))?;
     let attempts = if was_hole { i32::from(seen.attempt) - 1 } else { i32::from(seen.attempt) };
@@ -211,6 +213,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         ..Entry::free()
     };
     let partition = frontier.partition_of(job_id);
+    reach("cancel.found");
     let inserted = frontier.with_partition(partition, |entries| {
         if entries.find(job_id, |other| other.hop >= head.hop).is_some() || !frontier.is_current() {
             return Err(InsertRefusal::Exists(0));
@@ -234,6 +237,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         was_hole: false,
         outcome: Outcome::Cancelled,
     });
+    reach("cancel.guarded");
     // The guard stands: whatever had happened to this copy before is in the evidence by now.
     let ready = ready::open_for_write(&found.segment)?;
     frontier.check_current()?;
@@ -254,6 +258,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     drop(ready);
     let errors = history(frontier, found.errors, i32::from(head.attempt), reason)?;
     close(frontier, &found.segment, job_id, head.hop, Some((head.lane, head.key)), errors)?;
+    reach("cancel.closed");
     Ok(Some(Cancelled::Done))
 }
 

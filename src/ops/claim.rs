@@ -14,6 +14,7 @@ use crate::ops::handle::Queue;
 use crate::ops::taking::{Taken, Taker, Terms};
 use crate::ops::validate;
 use crate::pg::call::{Rows, bytes_datum, notice};
+use crate::pg::points::reach;
 use crate::pg::xact;
 use crate::store::evidence::{self, ClaimTerms, Copies};
 use crate::store::{datum, kinds};
@@ -56,7 +57,9 @@ pub fn claim(frontier: &Frontier, queues: &[(Queue, Vec<u8>)], request: &Request
         taker.run()?;
         notes::settle_promise(frontier);
         count += taker.taken.len();
+        reach("claim.taken");
         append_evidence(frontier, &terms, &taker.taken)?;
+        reach("claim.recorded");
         for job in &taker.taken {
             put(frontier, rows, name, &terms, job)?;
         }

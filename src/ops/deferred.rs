@@ -20,6 +20,7 @@ use crate::ops::handle::Queue;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::ops::tasks::Outcome;
 use crate::pg::call::warn;
+use crate::pg::points::reach;
 use crate::pg::rel::Rel;
 use crate::pg::{sql, xact};
 use crate::settings;
@@ -79,6 +80,7 @@ pub fn promote(frontier: &Frontier) -> Result<Outcome> {
     let mut due = sql::as_owner(frontier.ledger, || deferred::take_due(until, JOBS_PER_CARRY))?;
     let more = due.len() == JOBS_PER_CARRY;
     due.sort_unstable_by_key(|entry| (entry.lane, entry.key, entry.job_id));
+    reach("promote.taken");
     let mut report = Report::default();
     // All at once; if that fails, each by itself, so that one bad row holds up nobody.
     let together = xact::subtransaction(|| due.chunk_by(|a, b| a.lane == b.lane).try_for_each(|lane| append(frontier, lane)));

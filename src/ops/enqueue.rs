@@ -16,6 +16,7 @@ use crate::error::{Error, Result, reserve};
 use crate::frontier::{Asked, Frontier, notes};
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
+use crate::pg::points::reach;
 use crate::pg::{sql, xact};
 use crate::store::ready::{self, NewEntry};
 
@@ -94,11 +95,13 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
     };
     loop {
         let segment = frontier.open_segment()?;
+        reach("enqueue.open_segment_read");
         let rel = ready::open_for_write(&segment)?;
         frontier.check_current()?;
         let index = ready::open_index(&rel, &segment)?;
         let indexes = [index];
         let mut writer = Append::new(&rel, &indexes)?;
+        reach("enqueue.segment_locked");
         match register(frontier, queue, TrackId { generation: segment.generation, priority, sub }, wanted, xid, &mut keys)? {
             Registration::Done => {}
             Registration::SegmentMoved => continue,
@@ -109,18 +112,21 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
             }
         }
         notes::push(notes::Note::Enqueued { queue: queue.place, queue_id: queue.queue_id, sub, rows: chunk.len() as i64 });
+        reach("enqueue.registered");
         let mut rows = Vec::with_capacity(chunk.len());
         for (entry, key) in chunk.iter_mut().zip(keys) {
             entry.key = key;
             rows.push(entry.columns());
         }
         ready::append(&mut writer, &rows)?;
+        reach("enqueue.appended");
         frontier.queue(queue.place).deregister(xact::my_proc());
         notes::set_registered(None);
         #[cfg(feature = "mutants")]
         if mutant!("lock_given_back_early") {
             rel.unlock_early(crate::pg::rel::Lock::RowExclusive);
         }
+        reach("enqueue.deregistered");
         return Ok(());
     }
 }

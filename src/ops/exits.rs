@@ -19,6 +19,7 @@ use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::handle;
 use crate::ops::taking::is_row_of;
 use crate::ops::{dlq, enqueue};
+use crate::pg::points::reach;
 use crate::pg::rel::Rel;
 use crate::pg::scan::{IndexScan, RawRow, TidFetch, XidState, has_ended, is_own, next_full_xid, xid_state};
 use crate::pg::xact;
@@ -100,6 +101,7 @@ fn begin(
             frontier.check_current()?;
             return Ok(Err(Answer::Stale));
         };
+        reach("exit.found");
         match decide_exit(&entry, Some(lease), outcome, is_own, is_unsettled) {
             Exit::Stale => return Ok(Err(Answer::Stale)),
             Exit::Already => return Ok(Err(Answer::Already)),
@@ -126,6 +128,7 @@ fn begin(
                 if marked == Some(true) {
                     let queue_id = Lane::from_number(entry.lane).queue_id;
                     notes::push(notes::Note::Closing { entry: name, queue: entry.queue, queue_id, outcome });
+                    reach("exit.marked");
                     return Ok(Ok((name, entry)));
                 }
             }
@@ -156,6 +159,7 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
     for (generation, copies) in by_segment.into_iter().filter(|_| !mutant!("completion_without_evidence")) {
         let (segment, _ready) = segment_of(frontier, generation)?;
         evidence::append_done(&segment, done_at, &copies)?;
+        reach("complete.recorded");
     }
     Ok(answers)
 }
@@ -286,6 +290,7 @@ pub fn conclude_failure(
     if !mutant!("failure_without_evidence") {
         evidence::append_closures(&segment, &[closure])?;
     }
+    reach("fail.closed");
     if dead_letter {
         dlq::add(frontier, entry, &segment, &ready, now, history)?;
     }
@@ -315,6 +320,7 @@ pub fn snooze(frontier: &Frontier, job_id: i64, lease: i64, delay: i64) -> Resul
     let now = xact::now();
     let closure = Closure { closed_at: now, job_id, hop: entry.hop, tombstone: None, outcome: Outcome::Snooze, errors: None };
     evidence::append_closures(&segment, &[closure])?;
+    reach("snooze.closed");
     let next = NextCopy {
         attempt: entry.attempt - i16::from(!mutant!("snooze_uses_up_an_attempt")),
         run_at: now.saturating_add(delay),

@@ -24,6 +24,7 @@ use crate::ops::retention;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::ops::standing::{self, Standing};
 use crate::ops::tasks::{Outcome, is_of_a_row};
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel, lock_conflicts};
 use crate::pg::scan::{HeapScan, RowState};
 use crate::pg::truncate::{truncate_in_place, truncation_is_safe_here};
@@ -162,9 +163,11 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
     if let Some(reason) = unfinished(frontier, info, &mut history)? {
         return Ok(about("skipped_active", segment, Some(reason)));
     }
+    reach("prune.proved");
     if !mutant!("retention_skipped") {
         xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
     }
+    reach("prune.kept");
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
     notes::push(notes::Note::SegmentPruneStarted { generation: segment.generation });
@@ -175,6 +178,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
         }
     }
     xact::force_synchronous_commit();
+    reach("prune.marked");
     Ok(about("prune_started", segment, None))
 }
 
@@ -263,11 +267,14 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
         .detail(format!("Found: {reason}."))
         .hint("Nothing was truncated. Run awa.verify()."));
     }
+    reach("prune.locked");
+    let points = ["prune.ready_truncated", "prune.closures_truncated", "prune.done_truncated", "prune.claims_truncated"];
     if mutant!("evidence_goes_first") {
         tables.reverse();
     }
-    for table in &tables {
+    for (table, point) in tables.iter().zip(points) {
         truncate_in_place(table)?;
+        reach(point);
     }
     sql::as_owner(frontier.ledger, || {
         ledger::append(segment.generation, segment.slot, "pruned", xact::now())?;
@@ -276,5 +283,6 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     notes::reserve(frontier, 1)?;
     notes::push(notes::Note::SegmentPruned { generation: segment.generation, slot: segment.slot });
     xact::force_synchronous_commit();
+    reach("prune.pruned");
     Ok(about("pruned", segment, None))
 }

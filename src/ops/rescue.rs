@@ -20,6 +20,7 @@ use crate::ops::exits;
 use crate::ops::tasks::{Outcome, is_of_a_row};
 use crate::pg::call::warn;
 use crate::pg::memory::Context;
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::xact;
 use crate::store::finished::Shelf;
@@ -213,6 +214,7 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
     notes::reserve(frontier, 2)?;
     let xid = xact::current_xid();
     let name = EntryRef { partition: job.partition, slot: job.slot, stamp: job.stamp };
+    reach("rescue.found");
     let marked = frontier.with_named(name, |entry| {
         let same = entry.lease == job.lease && entry.claim_xid == job.claim_xid && frontier.is_current();
         if (!same || overdue_since(entry, by, now).is_none()) && !mutant!("rescue_without_second_look") {
@@ -230,6 +232,7 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
     let queue_id = Lane::from_number(entry.lane).queue_id;
     notes::push(notes::Note::Closing { entry: name, queue: entry.queue, queue_id, outcome });
     notes::push(notes::Note::Rescued { queue: entry.queue, queue_id });
+    reach("rescue.marked");
     let reason: &[u8] = match by {
         Overdue::Deadline => b"deadline of the attempt expired",
         Overdue::Heartbeat => b"heartbeat lost",

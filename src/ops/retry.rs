@@ -15,6 +15,7 @@ use crate::frontier::{Frontier, notes};
 use crate::ops::handle::{self, Queue};
 use crate::ops::supersede::{self, Ended, Ring};
 use crate::ops::{enqueue, exits};
+use crate::pg::points::reach;
 use crate::pg::{sql, xact};
 use crate::store::finished::{self, Finished, Shelf};
 use crate::store::ready::{self, NewEntry};
@@ -90,6 +91,7 @@ fn from_ring(frontier: &Frontier, ended: &Ended, changes: &Changes) -> Result<Re
         }
     })?;
     supersede::close(ended, Outcome::Redriven)?;
+    reach("retry.closed");
     let queue = match changes.queue {
         Some(queue) => queue,
         None => handle::of_job(frontier, guard.queue, lane.queue_id)?,
@@ -104,6 +106,7 @@ pub fn from_shelf(frontier: &Frontier, shelf: Shelf, job_id: i64, changes: &Chan
         let completed = sql::as_owner(frontier.ledger, || finished::standing(shelf, job_id))?.is_some();
         return Ok(completed.then_some(Retried::Completed));
     };
+    reach("retry.taken_from_shelf");
     again(frontier, &job, changes)?;
     Ok(Some(Retried::Done))
 }

@@ -16,6 +16,7 @@ use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::standing;
 use crate::ops::tasks::Outcome;
 use crate::pg::call::warn;
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::settings;
@@ -158,6 +159,7 @@ fn open_segment(frontier: &Frontier, generation: i64, slot: i32) -> Result<Outco
     }
     let opened_at = xact::now();
     ledger::append(generation, slot, "opened", opened_at)?;
+    reach("rotate.opened");
     let segment = Segment { generation, slot, state: SegmentState::Open, opened_at };
     let info = segments::locate(&segment)?;
     notes::reserve(frontier, 1)?;

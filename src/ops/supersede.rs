@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::frontier::{Frontier, Reserve, SegmentInfo, notes};
 use crate::ops::cancel::{self, Found};
 use crate::ops::{deferred, handle};
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::is_own;
 use crate::pg::xact;
@@ -121,6 +122,7 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
         };
         let Some((name, guard)) = stand_guard(frontier, &found, place, by)? else { continue };
         notes::push(notes::Note::Superseding { entry: name, queue: place, queue_id: lane.queue_id, ended: outcome });
+        reach("supersede.guarded");
         let ready = if mutant!("redrive_without_lock") {
             Rel::open(found.segment.ready, Lock::AccessShare)?
         } else {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::frontier::{Frontier, notes, wait_event};
 use crate::ops::handle::{self, Queue};
 use crate::pg::call::Call;
+use crate::pg::points::reach;
 use crate::pg::scan::has_ended;
 use crate::pg::wait::leave_snapshot;
 use crate::pg::xact;
@@ -29,6 +30,7 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
         held.waiters += 1;
     }
     let sleeper = frontier.work_sleeper(queue.place);
+    reach("wait.joined");
     loop {
         if mutant!("looks_before_it_joins") {
             if next_look(frontier, queue).is_none() {
@@ -40,6 +42,7 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
         }
         sleeper.prepare();
         let Some(look_again) = next_look(frontier, queue) else { break };
+        reach("wait.looked");
         let now = xact::now();
         if now >= until {
             break;

@@ -13,6 +13,7 @@ pub mod call;
 pub mod databases;
 mod locked;
 pub mod memory;
+pub mod points;
 mod raw;
 pub mod rel;
 pub mod row;

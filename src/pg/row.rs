@@ -130,18 +130,24 @@ impl RawRow<'_> {
         self.frozen || xid::visible_to_caller(self.xmin)
     }
 
-    /// A column, counted from 1. A varlena is not detoasted; it points into the page. A column that does not exist is NULL.
-    pub fn datum(&self, attno: usize) -> Option<Datum> {
-        if attno == 0 || attno > self.widths.len() {
-            debug_assert!(false, "column {attno} does not exist");
-            return None;
-        }
+    /// Takes the row apart up to this column in one go: who will read several says so, for each call of the server has a price.
+    pub fn read_to(&self, attno: usize) {
+        let attno = attno.min(self.widths.len());
         // SAFETY: the slot is live and filled while this borrow of its reader lasts; reads a field.
         let valid = unsafe { self.slot.as_ref() }.tts_nvalid;
         if usize::try_from(valid).unwrap_or(0) < attno {
             // SAFETY: the attribute exists. Cannot raise for a well-formed tuple; fills the slot's own arrays.
             unsafe { pg_sys::slot_getsomeattrs_int(self.slot.as_ptr(), attno as i32) }
         }
+    }
+
+    /// A column, counted from 1. A varlena is not detoasted; it points into the page. A column that does not exist is NULL.
+    pub fn datum(&self, attno: usize) -> Option<Datum> {
+        if attno == 0 || attno > self.widths.len() {
+            debug_assert!(false, "column {attno} does not exist");
+            return None;
+        }
+        self.read_to(attno);
         // SAFETY: both arrays have one element per attribute, and the first `attno` are filled.
         let (value, null) = unsafe {
             let slot = self.slot.as_ref();

@@ -108,6 +108,7 @@ pub struct Head {
 
 /// The columns are declared NOT NULL.
 pub fn head(row: &RawRow<'_>) -> Head {
+    row.read_to(MAX_ATTEMPTS);
     Head {
         key: row.i64(KEY).unwrap_or(0),
         job_id: row.i64(JOB_ID).unwrap_or(0),

@@ -209,6 +209,8 @@ fn with_phase(measurement: Measurement, phase: &PhaseResult, clean: f64, edge: &
         .metric("complete p99 ms", stats::quantile(&phase.complete_ms, 0.99))
         .metric("pickup p50 ms", stats::quantile(&phase.pickup_ms, 0.5))
         .metric("pickup p99 ms", stats::quantile(&phase.pickup_ms, 0.99))
+        .metric("oldest snapshot, xids", phase.sessions.snapshot_age_most)
+        .metric("largest backend MB", phase.sessions.backend_megabytes_most)
         .metric("MB on disk at the end", edge.bytes as f64 / 1e6)
         .metric("WAL B/job", phase.wal_bytes_per_job())
         .metric("dead tuples in tables", dead(false))

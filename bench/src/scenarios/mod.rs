@@ -119,6 +119,7 @@ pub fn with_load_metrics(measurement: Measurement, window: &PhaseResult, result:
     measurement
         .metric("jobs/s", window.completed_per_second())
         .metric("WAL B/job", window.wal_bytes_per_job())
+        .metric("WAL records/job", per_job(result.after.wal_records - result.before.wal_records))
         .metric("commits/job", per_job(result.after.commits - result.before.commits))
         .metric("dead tuples/job", per_job(user.made_dead()))
         .metric("catalog dead tuples", catalog.made_dead() as f64)
@@ -126,6 +127,8 @@ pub fn with_load_metrics(measurement: Measurement, window: &PhaseResult, result:
         .metric("claim p50 ms", stats::quantile(&window.claim_ms, 0.5))
         .metric("complete p50 ms", stats::quantile(&window.complete_ms, 0.5))
         .metric("complete p99 ms", stats::quantile(&window.complete_ms, 0.99))
+        .metric("largest backend MB", window.sessions.backend_megabytes_most)
+        .metric("oldest snapshot, xids", window.sessions.snapshot_age_most)
         .metric("machine CPU %", window.machine_cpu)
         .metric("driver CPU %", window.client_cpu)
         .metric("lost", result.account.lost() as f64)

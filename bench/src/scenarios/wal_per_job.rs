@@ -28,6 +28,7 @@ pub struct WalArgs {
 }
 
 const WHOLE_WAY: &str = "enqueue + claim + complete";
+const CHECKPOINTS: &str = "the same, a checkpoint before each";
 const ONE_CALL: &str = "complete and claim in one call";
 /// For jobs that come only when a ticker says so
 const CLAIM_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -89,6 +90,29 @@ pub fn run(target: &Target, args: &WalArgs, recorder: &mut Recorder) -> Result<(
     Ok(())
 }
 
+fn sum<'a>(costs: impl Iterator<Item = &'a Cost>) -> Cost {
+    let mut total = Cost { bytes: 0.0, log: None, heap_rows: 0.0, dead: 0.0, catalog_dead: 0.0 };
+    for cost in costs {
+        total.bytes += cost.bytes;
+        total.heap_rows += cost.heap_rows;
+        total.dead += cost.dead;
+        total.catalog_dead += cost.catalog_dead;
+        if let Some(log) = &cost.log {
+            let sum = total.log.get_or_insert(LogRecords {
+                records: 0.0,
+                record_bytes: 0.0,
+                page_image_bytes: 0.0,
+                index_entries: 0.0,
+            });
+            sum.records += log.records;
+            sum.record_bytes += log.record_bytes;
+            sum.page_image_bytes += log.page_image_bytes;
+            sum.index_entries += log.index_entries;
+        }
+    }
+    total
+}
+
 fn with_cost(measurement: Measurement, cost: &Cost, jobs: f64) -> Measurement {
     let log = cost.log.as_ref();
     measurement
@@ -126,8 +150,10 @@ impl Meter<'_> {
         costs.push(("claim", cost));
         let (_, cost) = self.measure(|session| complete_all(session, batch, &claimed))?;
         costs.push(("complete", cost));
+        let checkpoints = sum(costs.iter().map(|(_, cost)| cost));
         let (_, cost) = self.measure(|session| whole_way(session, batch, jobs))?;
         costs.push((WHOLE_WAY, cost));
+        costs.push((CHECKPOINTS, checkpoints));
         if self.one_call {
             enqueue_all(&mut *self.session, batch, jobs)?;
             let (_, cost) = self.measure(|session| complete_and_claim_all(session, batch, jobs))?;

@@ -298,10 +298,15 @@ impl Cluster {
         }
         let log_start = self.log_size();
         signal(pid, Signal::Kill)?;
+        self.wait_recovered(log_start).with_context(|| format!("after the kill of {pid}"))
+    }
+
+    /// Waits until the postmaster has recovered from the crash of a process, which came when the log had this size.
+    pub fn wait_recovered(&self, log_start: u64) -> Result<()> {
         // The log tells it in order; a connection might still be served before the postmaster has noticed.
         let recovered = |said: String| said.contains("database system is ready to accept connections");
         if !wait_until(START_LIMIT, || self.log_since(log_start).is_ok_and(recovered)) {
-            bail!("no recovery after the kill of {pid}; the log ends with\n{}", self.log_tail(20)?);
+            bail!("no recovery; the log ends with\n{}", self.log_tail(20)?);
         }
         Ok(())
     }

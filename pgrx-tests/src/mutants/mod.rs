@@ -102,7 +102,8 @@ fn reason<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     let differs = |line: &&&str| {
         (line.starts_with('+') || line.starts_with('-')) && !line.starts_with("+++") && !line.starts_with("---") && line.len() > 1
     };
-    let shown = if lines.first().is_some_and(|line| line.starts_with("diff ")) { lines.iter().find(differs) } else { lines.first() };
+    let shown =
+        if lines.first().is_some_and(|line| line.starts_with("diff ")) { lines.iter().find(differs) } else { lines.first() };
     shown.map_or_else(String::new, |line| line.chars().take(110).collect())
 }
 

@@ -39,7 +39,8 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 /// Tests of pg_regress or pg_isolation_regress that have an input and a place in the schedule.
 fn scheduled(dir: &str, inputs: &str, extension: &str) -> BTreeSet<String> {
     let schedule = read(&format!("{dir}/schedule"));
-    let listed: BTreeSet<&str> = schedule.lines().filter_map(|line| line.strip_prefix("test:")).flat_map(str::split_whitespace).collect();
+    let listed: BTreeSet<&str> =
+        schedule.lines().filter_map(|line| line.strip_prefix("test:")).flat_map(str::split_whitespace).collect();
     let there = |name: &&str| repo().join(dir).join(inputs).join(format!("{name}.{extension}")).is_file();
     listed.into_iter().filter(there).map(str::to_owned).collect()
 }
@@ -115,7 +116,11 @@ fn is_a_test(name: &str) -> bool {
         found
     };
     let module = || repo().join("src/protocol/src").join(format!("{name}.rs")).is_file();
-    CASES.iter().any(|case| of_case(case.name, name)) || specs().contains(name) || scripts().contains(name) || in_protocol() || module()
+    CASES.iter().any(|case| of_case(case.name, name))
+        || specs().contains(name)
+        || scripts().contains(name)
+        || in_protocol()
+        || module()
 }
 
 #[test]

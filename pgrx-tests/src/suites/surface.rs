@@ -17,6 +17,8 @@ pub fn every_exported_function_has_its_sql(stage: &mut Stage<'_>) -> Result<()> 
     let exported: BTreeSet<String> = String::from_utf8_lossy(&out.stdout)
         .lines()
         .filter_map(|line| line.strip_prefix("pg_finfo_")?.split(' ').next().map(str::to_owned))
+        // Tests make these, see the suite of points.
+        .filter(|name| !name.starts_with("awa_points_"))
         .collect();
     let rows = client.query("SELECT DISTINCT prosrc FROM pg_proc WHERE probin = '$libdir/awa_queue'", &[])?;
     let declared = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<String>, _>>()?;

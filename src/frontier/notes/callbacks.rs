@@ -6,6 +6,7 @@
 use super::*;
 use crate::frontier::shared::PREPARED;
 use crate::frontier::{PARTITIONS, build};
+use crate::pg::points::reach;
 
 /// Registers the callbacks, once per session.
 pub fn register_callbacks() {
@@ -22,6 +23,9 @@ pub fn register_callbacks() {
 }
 
 fn on_pre_commit() -> Result<()> {
+    if FRONTIER.get().is_some() {
+        reach("session.pre_commit");
+    }
     if let Some(position) = CLAIM_ONLY.take()
         && (position == xact::xact_last_rec_end() || mutant!("every_claim_asynchronous"))
         && crate::settings::asynchronous_claim()
@@ -63,6 +67,7 @@ fn on_pre_prepare() -> Result<()> {
 fn on_prepare() {
     finish_session_state();
     if let Some(frontier) = FRONTIER.get().filter(Frontier::is_current) {
+        reach("session.prepare");
         NOTES.with_borrow(|notes| {
             for noted in notes.iter() {
                 if let Note::Enqueued { queue, rows, .. } = noted.note
@@ -126,6 +131,7 @@ fn on_sub_abort(mine: u32) {
     build::on_abort();
     finish_session_state();
     let Some(frontier) = FRONTIER.get() else { return };
+    reach("session.sub_abort");
     let current = frontier.is_current();
     while let Some(note) =
         NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine && !mutant!("savepoint_rollback_forgotten")))
@@ -140,6 +146,7 @@ fn on_abort() {
     build::on_abort();
     finish_session_state();
     let Some(frontier) = FRONTIER.take() else { return };
+    reach("session.abort");
     let current = frontier.is_current();
     if mutant!("undo_oldest_first") {
         NOTES.with_borrow_mut(|notes| notes.reverse());
@@ -154,6 +161,7 @@ fn on_abort() {
 fn on_commit() {
     finish_session_state();
     let Some(frontier) = FRONTIER.take() else { return };
+    reach("session.commit");
     let current = frontier.is_current();
     NOTES.with_borrow_mut(|notes| {
         if current {
@@ -165,6 +173,7 @@ fn on_commit() {
         }
         notes.clear();
     });
+    reach("session.committed");
 }
 
 #[derive(Clone, Copy, Default)]

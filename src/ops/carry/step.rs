@@ -18,6 +18,7 @@ use crate::ops::exits::is_unsettled;
 use crate::ops::prune;
 use crate::ops::taking::OpenSegment;
 use crate::ops::tasks::Outcome;
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
 use crate::pg::scan::{IndexScan, RowState, has_ended};
 use crate::pg::xact;
@@ -72,6 +73,7 @@ impl<'a> Step<'a> {
         reserve(&mut step.waiting, JOBS_PER_CARRY)?;
         reserve(&mut step.running, JOBS_PER_CARRY)?;
         step.guard_entries()?;
+        reach("carry.entries_guarded");
         let left = step.left;
         step.guard_rows()?;
         // The step before may have been rolled back: then what it had moved is below the place where it stopped.
@@ -83,6 +85,7 @@ impl<'a> Step<'a> {
         if step.has_settled {
             prune::look_soon(info.generation);
         }
+        reach("carry.guarded");
         step.append()
     }
 
@@ -255,7 +258,9 @@ impl<'a> Step<'a> {
         let more = self.room() == 0;
         self.waiting.sort_unstable_by_key(|job| (job.row.head.lane, job.row.head.key, job.row.head.tid));
         let deferred = self.append_waiting()?;
+        reach("carry.waiting_appended");
         self.append_running()?;
+        reach("carry.appended");
         if !self.waiting.is_empty() && !mutant!("carry_sets_no_tombstone_flag") {
             // Before the closures: a claimer who comes when the guards are gone must look for them.
             self.frontier.set_tombstones(info.slot, true);
@@ -267,6 +272,7 @@ impl<'a> Step<'a> {
         if !mutant!("carry_without_closure") {
             evidence::append_closures(&info, &closures)?;
         }
+        reach("carry.closed");
         let (waiting, running) = (self.waiting.len() - deferred, self.running.len());
         let detail = format!("{waiting} waiting, {deferred} deferred, {running} running");
         Ok(Outcome { rows: closures.len() as i64, more, ..about(&info, "carried", detail) })

@@ -21,6 +21,7 @@ use crate::error::{Result, reserve};
 use crate::frontier::notes::{self, Held, Note, Turn};
 use crate::frontier::{Asked, Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
+use crate::pg::points::reach;
 use crate::pg::rel::{Index, Lock, Rel};
 use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
 use crate::pg::xact;
@@ -154,6 +155,7 @@ impl<'f> Taker<'f> {
         }
         let sleeper = self.frontier.turn_sleeper(self.queue.place);
         sleeper.prepare();
+        reach("claim.waits_for_turn");
         let still = self.with_queue(|queue, this| matches!(queue.plan(this.terms.now, ended, &this.avoid), Plan::Busy));
         if still {
             sleeper.timed_sleep(TURN_WAIT_MS, wait_event());
@@ -204,6 +206,7 @@ impl<'f> Taker<'f> {
             return Ok(());
         };
         notes::reserve(self.frontier, 0)?;
+        reach("claim.segment_locked");
         let begun = self.with_queue(|queue, this| {
             if !this.queue.is_usable(queue) {
                 return None;
@@ -224,8 +227,10 @@ impl<'f> Taker<'f> {
             return Ok(());
         };
         let before = self.taken.len();
+        reach("claim.turn_taken");
         let reached = self.scan_rows(&segment, track, from, horizon.min(until), room, &appending)?;
         notes::end_turn(self.frontier);
+        reach("claim.turn_ended");
         let moved = reached.cursor > from || old_head.is_none_or(|head| reached.next_head != head);
         if reached.stuck || (!moved && self.taken.len() == before) {
             self.ask_if_gaps_are_full(track);
@@ -328,6 +333,7 @@ impl<'f> Taker<'f> {
         }
         notes::reserve(self.frontier, 1)?;
         reserve(&mut self.taken, 1)?;
+        row.read_to(ready::COLUMNS);
         let head = ready::head(row);
         let lease = self.lease();
         let entry = Entry {
@@ -371,6 +377,7 @@ impl<'f> Taker<'f> {
         };
         notes::use_promised();
         notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: false });
+        reach("claim.reserved");
         if self.frontier.has_tombstones(segment.info.slot)
             && !mutant!("no_tombstone_probe")
             && is_tombstoned(&segment.info, &head)?

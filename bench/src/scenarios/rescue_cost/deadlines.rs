@@ -9,6 +9,7 @@ use crate::Target;
 use crate::load::{self, Cycle, Phase, Shape};
 use crate::report::{Measurement, Recorder};
 use crate::scenarios::{check_account, with_load_metrics};
+use crate::statements::Statements;
 use crate::stats;
 use crate::systems::{SystemName, Wishes, connect};
 
@@ -44,6 +45,7 @@ pub fn run(target: &Target, args: &DeadlinesArgs, recorder: &mut Recorder) -> Re
             let mut client = connect(&target.url)?;
             system.reset(&mut client)?;
             system.create_queue(&mut client, &queue)?;
+            let statements = Statements::begin(&mut client)?;
             drop(client);
             let shape = Shape {
                 producers: 2,
@@ -70,6 +72,9 @@ pub fn run(target: &Target, args: &DeadlinesArgs, recorder: &mut Recorder) -> Re
                 recorder.record(measurement)?;
             }
             let mut client = connect(&target.url)?;
+            if let Some(statements) = statements {
+                statements.end(&mut client, "rescue-cost", label, round, recorder)?;
+            }
             check_account(target, recorder, &mut client, &*system, label, &result)?;
             system.drop_queue(&mut client, &queue)?;
         }
