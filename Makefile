@@ -2,6 +2,7 @@
 #
 #   make test T=crash           only tests whose name contains "crash"
 #   make test PG=15             only on one server (15, 18; both by default)
+#   make mutants                breaks the rules of the code, one at a time: each must be noticed
 #   make test-cassert           all server tests on a PostgreSQL 15 built with assertions
 #   make build                  the library for PG_CONFIG, as users install it
 #   make install PG_CONFIG=...  build and install it into that PostgreSQL
@@ -25,7 +26,7 @@ library     = $(build_dir)/release/libawa_queue.so
 pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: demo test test-cassert soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
+.PHONY: demo test test-cassert mutants soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
 
 demo:
 	scripts/prerequisites.sh 15
@@ -42,6 +43,13 @@ test-cassert:
 	$(MAKE) --no-print-directory harness
 	$(awa) test --pg cassert $(if $(T),$(T),/cassert/)
 
+# Rules broken one at a time, of the model and of the code of the server: each time a test must fail. T=carry: only those with such a name.
+mutants:
+	scripts/prerequisites.sh 15
+	$(MAKE) --no-print-directory harness
+	cd src/protocol && AWA_MUTANT=$(T) CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --features mutants
+	$(awa) mutants $(T)
+
 # Longer: more crashes, more schedules, more steps of the stress suites.
 soak:
 	scripts/prerequisites.sh 15
@@ -49,6 +57,7 @@ soak:
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
+	$(MAKE) --no-print-directory mutants
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
 bench:

@@ -81,14 +81,24 @@ pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Resu
     if names_points(&library)? != profile.has_points() {
         bail!("{} has points where it must not, or none where tests need them", library.display());
     }
+    if names(&library, &MUTANT_MARKS)? != (profile == Profile::Mutants) {
+        bail!("{} can break its rules where it must not, or cannot where `awa mutants` needs it", library.display());
+    }
     Ok(Built { library })
 }
 
 /// Does the library have a symbol or a text of the points, of which tests know the name?
 pub fn names_points(library: &Path) -> Result<bool> {
+    names(library, &POINT_MARKS)
+}
+
+fn names(library: &Path, marks: &[&[u8]]) -> Result<bool> {
     let bytes = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
-    Ok(POINT_MARKS.iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark)))
+    Ok(marks.iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark)))
 }
 
 /// Symbols, the area in shared memory, and the name of the point that is reached in every pass of prune.
 const POINT_MARKS: [&[u8]; 2] = [b"awa_points", b"prune.ready_truncated"];
+
+/// From where a server that can break its rules learns which.
+const MUTANT_MARKS: [&[u8]; 1] = [b"AWA_MUTANT"];

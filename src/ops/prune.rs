@@ -6,6 +6,8 @@
 //! nor opened, and the next prune truncates it again. Any sealed segment may go; what holds one does not stop the others.
 //! Locks: ShareRowExclusive on the ledger; Share, later AccessExclusive, on the segment; all only if they are free.
 
+#[cfg(feature = "mutants")]
+mod by_count;
 mod patience;
 
 pub use patience::look_soon;
@@ -190,6 +192,10 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
     }
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
+    #[cfg(feature = "mutants")]
+    if mutant!("prune_proof_by_count") && by_count::looks_closed(info, &rel)? {
+        return Ok(None);
+    }
     // From the table, not from memory: a queue that is not known to have been dropped is alive.
     let dropped = sql::as_owner(frontier.ledger, queues::dropped_ids)?;
     let mut scan = HeapScan::begin(&rel);

@@ -32,17 +32,14 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
     let sleeper = frontier.work_sleeper(queue.place);
     reach("wait.joined");
     loop {
-        if mutant!("looks_before_it_joins") {
-            if next_look(frontier, queue).is_none() {
-                break;
-            }
-            crate::frontier::nap(1000);
+        if !mutant!("looks_before_it_joins") {
             sleeper.prepare();
-            sleeper.timed_sleep(until.saturating_sub(xact::now()).div_euclid(1000).max(1), wait_event());
         }
-        sleeper.prepare();
         let Some(look_again) = next_look(frontier, queue) else { break };
         reach("wait.looked");
+        if mutant!("looks_before_it_joins") {
+            sleeper.prepare();
+        }
         let now = xact::now();
         if now >= until {
             break;

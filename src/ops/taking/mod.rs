@@ -23,7 +23,7 @@ use crate::frontier::{Asked, Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
 use crate::pg::points::reach;
 use crate::pg::rel::{Index, Lock, Rel};
-use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
+use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, XidState, has_ended, visible_to_caller, xid_state};
 use crate::pg::xact;
 use crate::store::ready;
 
@@ -169,7 +169,8 @@ impl<'f> Taker<'f> {
         let mut xids: Vec<u64> = Vec::new();
         let waiting = self.with_queue(|queue, _| queue.gap_xids());
         for xid in waiting {
-            if has_ended(xid) && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
+            let ended = if mutant!("gap_asks_the_commit_log") { xid_state(xid) == XidState::Committed } else { has_ended(xid) };
+            if ended && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
                 xids.push(xid);
             }
         }
@@ -181,6 +182,7 @@ impl<'f> Taker<'f> {
             return Ok(Some(Rc::clone(found)));
         }
         let Some(info) = self.frontier.segment(generation) else { return Ok(None) };
+        reach("claim.segment_read");
         let rel = ready::open_for_write(&info)?;
         self.frontier.check_current()?;
         // The lock is ours now: the segment must still be what we took it for.
