@@ -145,4 +145,11 @@ fn every_test_that_the_races_name_exists() {
             assert!(is_a_test(name), "race {} names {name}, which is not there", row[0]);
         }
     }
+    let (_, earlier) = text.split_once("## Failures of an earlier queue").unwrap();
+    let rows: Vec<&str> = earlier.lines().filter(|line| line.starts_with("| E") || line.starts_with("| also")).collect();
+    assert_eq!(rows.len(), 18);
+    for row in rows {
+        let tests = row.trim_matches('|').split(" | ").last().unwrap();
+        assert!(quoted(tests).count() > 0 && quoted(tests).all(is_a_test), "no such test: {row}");
+    }
 }

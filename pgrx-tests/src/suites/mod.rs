@@ -35,7 +35,7 @@ suites! {
     ];
     attempts: [
         two_sessions_claim_disjoint_sets, a_rolled_back_claim_gives_its_jobs_back, a_rolled_back_completion_leaves_the_attempt_running,
-        a_wrong_lease_finishes_nothing, many_sessions_finish_every_job_once,
+        a_wrong_lease_finishes_nothing, a_claim_weakens_no_other_write, many_sessions_finish_every_job_once,
     ];
     crash: [
         a_killed_backend_loses_no_job, a_killed_postmaster_loses_no_job, an_immediate_shutdown_loses_no_job,

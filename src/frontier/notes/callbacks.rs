@@ -359,6 +359,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             }
             let _ = segments.push(segment);
         }),
+        Note::SegmentPruneStarted { .. } if mutant!("prune_start_not_told") => {}
         Note::SegmentPruneStarted { generation } => {
             frontier.change_ring(|segments| {
                 for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {

@@ -59,7 +59,9 @@ pub fn on_subtransaction_end(mine: u32, heir: Option<u32>) {
                 hold.subxact = heir;
             }
         }),
-        None => workers.tell_launcher(|desk| desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine)),
+        None => workers.tell_launcher(|desk| {
+            desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine || mutant!("hold_outlives_its_savepoint"))
+        }),
     }
 }
 

@@ -27,7 +27,7 @@ impl QueueFrontier {
 
     /// Waiting raises a job towards priority 1, one step each `priority_ageing`; at equal rank the longer wait goes first.
     fn effective_priority(&self, priority: u8, waited: i64) -> u8 {
-        if self.settings.priority_ageing <= 0 {
+        if self.settings.priority_ageing <= 0 || mutant!("ageing_ignored") {
             return priority;
         }
         let steps = waited.max(0) / self.settings.priority_ageing;
