@@ -17,6 +17,7 @@ use crate::frontier::{Asked, Frontier, notes};
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
 use crate::pg::points::reach;
+use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::store::ready::{self, NewEntry};
 
@@ -124,7 +125,7 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
         notes::set_registered(None);
         #[cfg(feature = "mutants")]
         if mutant!("lock_given_back_early") {
-            rel.unlock_early(crate::pg::rel::Lock::RowExclusive);
+            rel.unlock_early(Lock::RowExclusive);
         }
         reach("enqueue.deregistered");
         return Ok(());

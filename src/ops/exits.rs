@@ -149,6 +149,9 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
         let (Some((job_id, lease)), Some(answer)) = (jobs.get(index), answers.get_mut(index)) else { continue };
         *answer = match begin(frontier, *job_id, *lease, Outcome::Completed, &mut patience)? {
             Ok((_, entry)) => {
+                if mutant!("exit_searches_the_ring") {
+                    super::cancel::find_newest(frontier, *job_id)?;
+                }
                 by_segment.entry(entry.generation).or_default().push(entry.job_id, entry.hop);
                 Answer::Done(Outcome::Completed)
             }

@@ -275,6 +275,9 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     }
     reach("prune.locked");
     let points = ["prune.ready_truncated", "prune.closures_truncated", "prune.done_truncated", "prune.claims_truncated"];
+    if mutant!("evidence_is_left") {
+        tables.truncate(1);
+    }
     if mutant!("evidence_goes_first") {
         tables.reverse();
     }

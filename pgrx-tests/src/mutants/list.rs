@@ -397,4 +397,35 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("hold_outlives_its_savepoint", "src/worker/shared/sessions.rs: on_subtransaction_end",
         "a command that was rolled back to a savepoint keeps maintainers away",
         "client/maintainer::a_command_that_failed_in_a_savepoint_holds_nothing"),
+    mutant("evidence_is_left", "src/ops/prune.rs: truncate",
+        "only the jobs of a segment are cut, not what has happened to them",
+        "client/ancestor::e04_nothing_of_a_pruned_job_is_left"),
+    mutant("nobody_is_carried", "src/ops/carry/mod.rs: carry_forward",
+        "the maintainer leaves every open job in its segment",
+        "client/ancestor::e05_a_paused_queue_and_an_idle_producer_pin_nothing_of_others"),
+    mutant("producers_take_turns", "src/ops/enqueue.rs: append_chunk",
+        "a producer keeps a lock that others want until it commits",
+        "client/ancestor::e08_producers_share_no_lock_and_no_notify"),
+    mutant("exit_searches_the_ring", "src/ops/exits.rs: complete",
+        "an end costs the more the more jobs there are",
+        "client/ancestor::e09_a_call_touches_as_little_beside_many_open_claims"),
+    mutant("carried_job_looks_new", "src/ops/carry/waiting.rs: next",
+        "a job that was carried forgets when it was enqueued",
+        "client/ancestor::also_a_job_that_comes_back_keeps_its_place"),
+    mutant("running_jobs_not_shown", "src/ops/inspect.rs: claim",
+        "running jobs are shown as waiting",
+        "client/ancestor::also_running_jobs_are_among_the_jobs"),
+];
+
+/// Further tests that must notice one of these rules: so that each of them was seen to fail.
+#[rustfmt::skip]
+pub const ALSO: &[(&str, &str)] = &[
+    ("close_xid_ignored", "client/ancestor::e01_an_attempt_that_is_cancelled_and_completed_ends_once"),
+    ("rolled_back_claim_is_lost", "client/ancestor::e06_a_claim_is_undone_as_a_whole_and_never_doubled"),
+    ("prune_without_proof", "client/ancestor::e07_a_job_outlives_the_ring_that_turned_under_its_transaction"),
+    ("priority_not_validated", "client/ancestor::e14_every_way_in_checks_the_same"),
+    ("retention_skipped", "client/ancestor::also_completed_jobs_are_shown_as_long_as_promised"),
+    ("rescue_without_second_look", "client/narrow::a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing"),
+    ("rebuild_not_noticed", "client/narrow::a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once"),
+    ("copy_takes_over", "client/maintainer::a_copy_is_left_alone_until_it_is_adopted"),
 ];

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use self::list::MUTANTS;
+pub use self::list::{ALSO, MUTANTS};
 use crate::build::{Profile, build};
 use crate::layout::Layout;
 use crate::tree::{Server, Tree};
@@ -30,11 +30,16 @@ pub struct Mutant {
 }
 
 impl Mutant {
-    /// The name of its test on a server, e.g. `client/15/races::..`.
-    fn test_on(&self, server: Server) -> String {
-        let (suite, test) = self.test.split_once('/').unwrap_or(("client", self.test));
-        format!("{suite}/{}/{test}", server.name())
+    /// All tests that must notice.
+    pub fn tests(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.test).chain(ALSO.iter().filter(|(name, _)| *name == self.name).map(|(_, test)| *test))
     }
+}
+
+/// The name of a test on a server, e.g. `client/15/races::..`.
+fn on(server: Server, test: &str) -> String {
+    let (suite, test) = test.split_once('/').unwrap_or(("client", test));
+    format!("{suite}/{}/{test}", server.name())
 }
 
 /// A broken rule may make a test wait for ever: seconds for a case, or a step of a spec.
@@ -42,15 +47,16 @@ const CASE_SECONDS: &str = "60";
 
 /// True if no mutant survived.
 pub fn run(layout: &Layout, server: Server, filter: Option<&str>, skip_build: bool) -> Result<bool> {
-    let wanted = |mutant: &&Mutant| {
-        let contains = |filter: &str| [mutant.name, mutant.place, mutant.test].iter().any(|text| text.contains(filter));
+    let wanted = |(mutant, test): &(&Mutant, &str)| {
+        let contains = |filter: &str| [mutant.name, mutant.place, *test].iter().any(|text| text.contains(filter));
         filter.is_none_or(|filter| filter.split('|').any(contains))
     };
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(wanted).collect();
+    let all = MUTANTS.iter().flat_map(|mutant| mutant.tests().map(move |test| (mutant, test)));
+    let chosen: Vec<(&Mutant, &str)> = all.filter(wanted).collect();
     ensure!(!chosen.is_empty(), "no mutant has such a name");
     build(layout, &Tree::provide(layout, server)?, Profile::Mutants, skip_build)?;
     // Not one by one: most of them share their clusters.
-    let tests: BTreeSet<String> = chosen.iter().map(|mutant| mutant.test_on(server)).collect();
+    let tests: BTreeSet<String> = chosen.iter().map(|(_, test)| on(server, test)).collect();
     let filter: Vec<&str> = tests.iter().map(String::as_str).collect();
     let sound = test(server, &filter.join("|"), "")?;
     for test in &tests {
@@ -60,21 +66,21 @@ pub fn run(layout: &Layout, server: Server, filter: Option<&str>, skip_build: bo
     }
     println!("{} tests pass with no rule broken, {} s\n", tests.len(), sound.took.as_secs());
     let mut survived = Vec::new();
-    for mutant in &chosen {
-        let test_name = mutant.test_on(server);
-        let run = test(server, &test_name, mutant.name)?;
-        let why = run.of(&test_name)?;
+    for (mutant, name) in &chosen {
+        let full = on(server, name);
+        let run = test(server, &full, mutant.name)?;
+        let why = run.of(&full)?;
         let verdict = if why.is_some() { "caught  " } else { "SURVIVED" };
-        println!("{verdict}  {:<38} {:<90} {:>3} s  {}", mutant.name, mutant.test, run.took.as_secs(), why.unwrap_or_default());
-        if verdict == "SURVIVED" {
-            survived.push(*mutant);
+        println!("{verdict}  {:<38} {name:<90} {:>3} s  {}", mutant.name, run.took.as_secs(), why.as_deref().unwrap_or_default());
+        if why.is_none() {
+            survived.push((mutant, name));
         }
     }
     println!();
-    for mutant in &survived {
-        println!("survived: {} in {}: {}; nothing noticed it, {} should", mutant.name, mutant.place, mutant.breaks, mutant.test);
+    for (mutant, name) in &survived {
+        println!("survived: {} in {}: {}; {name} should notice", mutant.name, mutant.place, mutant.breaks);
     }
-    println!("{} mutants, {} caught, {} survived", chosen.len(), chosen.len() - survived.len(), survived.len());
+    println!("{} runs with a broken rule, {} caught, {} survived", chosen.len(), chosen.len() - survived.len(), survived.len());
     Ok(survived.is_empty())
 }
 

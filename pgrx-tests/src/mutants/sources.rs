@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::MUTANTS;
+use super::{ALSO, MUTANTS};
 use crate::suites::CASES;
 
 fn repo() -> PathBuf {
@@ -93,14 +93,16 @@ fn every_place_of_a_mutant_is_a_file_that_breaks_it() {
 
 #[test]
 fn every_test_of_a_mutant_exists() {
-    for mutant in MUTANTS {
-        let there = match mutant.test.split_once('/') {
+    let runs = || MUTANTS.iter().flat_map(|mutant| mutant.tests().map(|test| (mutant.name, test)));
+    assert_eq!(runs().count(), MUTANTS.len() + ALSO.len(), "a rule of ALSO is not in MUTANTS");
+    for (name, test) in runs() {
+        let there = match test.split_once('/') {
             Some(("client", test)) => CASES.iter().any(|case| case.name == test),
             Some(("isolation", test)) => specs().contains(test),
             Some(("regress", test)) => scripts().contains(test),
             _ => false,
         };
-        assert!(there, "{} should be caught by {}, which is not there", mutant.name, mutant.test);
+        assert!(there, "{name} should be caught by {test}, which is not there");
     }
 }
 
