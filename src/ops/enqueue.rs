@@ -98,6 +98,9 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
         let segment = frontier.open_segment()?;
         reach("enqueue.open_segment_read");
         let rel = ready::open_for_write(&segment)?;
+        if mutant!("producers_take_turns") {
+            drop(Rel::open(frontier.ledger, Lock::ShareRowExclusive)?);
+        }
         frontier.check_current()?;
         let index = ready::open_index(&rel, &segment)?;
         let indexes = [index];

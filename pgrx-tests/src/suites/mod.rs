@@ -118,7 +118,8 @@ suites! {
     narrow: [
         a_producer_that_slept_over_a_prune_loses_no_job, a_claimer_that_slept_over_a_prune_reads_no_other_segment,
         a_producer_that_registers_late_is_above_every_scan, a_producer_that_stands_still_holds_up_nobody_and_loses_nothing,
-        a_producer_that_dies_while_it_appends_leaves_no_ghost, a_cancel_that_comes_too_late_changes_nothing,
+        a_producer_that_dies_while_it_appends_leaves_no_ghost, a_claimer_that_dies_with_a_turn_gives_it_back,
+        a_retry_that_slept_over_another_changes_nothing, a_cancel_that_comes_too_late_changes_nothing,
         a_heartbeat_between_sweep_and_mark_keeps_the_attempt, a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing,
         a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
         a_commit_between_look_and_sleep_wakes,

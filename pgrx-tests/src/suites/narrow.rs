@@ -158,6 +158,41 @@ pub fn a_producer_that_dies_while_it_appends_leaves_no_ghost(stage: &mut Stage<'
     })
 }
 
+// 8. If this fails, nobody can claim from a lane any more after a worker died at the wrong moment, or a job is lost with it.
+pub fn a_claimer_that_dies_with_a_turn_gives_it_back(stage: &mut Stage<'_>) -> Result<()> {
+    scene(stage, |_, operator| {
+        for (point, action) in
+            [("claim.turn_taken", "error"), ("claim.turn_taken", "exit"), ("claim.reserved", "error"), ("claim.reserved", "exit")]
+        {
+            let jobs = enqueue(operator, 3)?;
+            let mut client = stage.connect()?;
+            points::arm_for(operator, point, action, pid_of(&mut client)?)?;
+            ensure!(claim(&mut client, 2).is_err(), "{action} at {point} did not come");
+            stage.verify_clean()?;
+            let drained = drain(operator)?;
+            ensure!(drained == jobs, "after {action} at {point}: enqueued {jobs:?}, drained {drained:?}");
+        }
+        Ok(())
+    })
+}
+
+// 27. If this fails, a job that failed is retried by two, and runs twice.
+pub fn a_retry_that_slept_over_another_changes_nothing(stage: &mut Stage<'_>) -> Result<()> {
+    scene(stage, |scope, operator| {
+        let job = enqueue(operator, 1)?[0];
+        let attempt = claim(operator, 1)?[0];
+        operator.execute("SELECT awa.fail($1, $2, 'x', final => true)", &[&attempt.job_id, &attempt.run_lease])?;
+        let retry = move |client: &mut Client| -> Result<String> { Ok(client.query_one("SELECT awa.retry($1)", &[&job])?.try_get(0)?) };
+        let late = Standing::start(scope, stage, operator, "supersede.found", retry)?;
+        ensure!(retry(operator)? == "retried", "the first retry did nothing");
+        let answer = late.go_on(operator)?;
+        stage.verify_clean()?;
+        ensure!(answer == "not_finished", "the second retry answered {answer}");
+        ensure!(drain(operator)? == [job], "the job did not run once");
+        Ok(())
+    })
+}
+
 // 1. If this fails, a job is cancelled that a worker has finished meanwhile: it has two ends.
 pub fn a_cancel_that_comes_too_late_changes_nothing(stage: &mut Stage<'_>) -> Result<()> {
     scene(stage, |scope, operator| {

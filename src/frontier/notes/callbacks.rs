@@ -100,9 +100,7 @@ fn finish_session_state() {
     }
     leave_waiting(&frontier);
     settle_promise(&frontier);
-    if !mutant!("reserved_row_outlives_its_call") {
-        drop_unpublished(&frontier);
-    }
+    drop_unpublished(&frontier);
     if !mutant!("turn_outlives_its_call") {
         end_turn(&frontier);
     }
@@ -148,9 +146,6 @@ fn on_abort() {
     let Some(frontier) = FRONTIER.take() else { return };
     reach("session.abort");
     let current = frontier.is_current();
-    if mutant!("undo_oldest_first") {
-        NOTES.with_borrow_mut(|notes| notes.reverse());
-    }
     while let Some(note) = NOTES.with_borrow_mut(Vec::pop) {
         if current {
             undo(&frontier, note.note);
