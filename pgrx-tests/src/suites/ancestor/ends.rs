@@ -156,12 +156,12 @@ pub fn e14_every_way_in_checks_the_same(stage: &mut Stage<'_>) -> Result<()> {
         let ways = [
             format!("SELECT awa.enqueue({queue}, {kind}, '{{}}', {priority}, max_attempts => {most})"),
             format!("SELECT awa.enqueue_many({queue}, {kind}, ARRAY['1', '2']::jsonb[], ARRAY[2, {priority}], max_attempts => {most})"),
-            format!("INSERT INTO awa.jobs (queue, kind, priority, max_attempts) VALUES ('q', 'k', 2, 5), ({queue}, {kind}, {priority}, {most})"),
+            format!("INSERT INTO awa.jobs (queue, kind, priority, max_attempts, args) VALUES ('q', 'k', 2, 5, '1'), ({queue}, {kind}, {priority}, {most}, '2')"),
         ];
         for way in &ways {
             refused(client.batch_execute(way), way)?;
         }
-        let line = format!("{}\t{}\t{priority}\t{most}\n", queue.trim_matches('\''), kind.trim_matches('\''));
+        let line = format!("{}\t{}\t{priority}\t{most}\t1\n", queue.trim_matches('\''), kind.trim_matches('\''));
         let copied = copy(&mut client, &line);
         refused(copied, &format!("COPY of {line}"))?;
     }
@@ -172,7 +172,7 @@ pub fn e14_every_way_in_checks_the_same(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 fn copy(client: &mut Client, line: &str) -> std::result::Result<(), postgres::Error> {
-    let mut copy = client.copy_in("COPY awa.jobs (queue, kind, priority, max_attempts) FROM STDIN")?;
+    let mut copy = client.copy_in("COPY awa.jobs (queue, kind, priority, max_attempts, args) FROM STDIN")?;
     // What the server thinks of it comes with the end.
     let _ = copy.write_all(line.as_bytes());
     copy.finish().map(|_| ())
