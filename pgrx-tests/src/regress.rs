@@ -92,6 +92,10 @@ impl Run<'_> {
             // A step that hangs is cancelled after so long.
             command.arg("--load-extension=awa_queue").env("PGISOLATIONTIMEOUT", number("AWA_CASE_SECONDS", 180).to_string());
         }
+        if self.kind == Kind::Sql && std::env::var_os("AWA_CASE_SECONDS").is_some() {
+            // pg_regress itself waits for ever.
+            command.env("PGOPTIONS", format!("-c statement_timeout={}s", number("AWA_CASE_SECONDS", 180)));
+        }
         if chosen.len() == all.len() {
             command.arg(format!("--schedule={}", place.join("input/schedule").display()));
         } else {

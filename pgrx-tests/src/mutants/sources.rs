@@ -117,7 +117,9 @@ fn is_a_test(name: &str) -> bool {
     };
     let in_protocol = || {
         let mut found = false;
-        each_source(&repo().join("src/protocol"), &mut |_, text| found |= text.contains(&format!("\"{name}\"")));
+        each_source(&repo().join("src/protocol"), &mut |_, text| {
+            found |= text.contains(&format!("\"{name}\"")) || text.contains(&format!("fn {name}("));
+        });
         found
     };
     let module = || repo().join("src/protocol/src").join(format!("{name}.rs")).is_file();
