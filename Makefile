@@ -56,6 +56,7 @@ soak:
 	$(MAKE) --no-print-directory harness
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
+	AWA_CRASH_ROUNDS=100 $(awa) test --pg 15 client/15/failover
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 	$(MAKE) --no-print-directory mutants
 

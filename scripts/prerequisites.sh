@@ -14,6 +14,8 @@ need() { # package, and a file that shows it is there
 }
 
 command -v cc >/dev/null || needed+=(gcc libc6-dev)
+# Counts the instructions of the hot path.
+need valgrind /usr/bin/valgrind
 # The headers of PostgreSQL, pg_regress, and the libclang that reads the headers for Rust (also for other majors).
 need postgresql-server-dev-15 /usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress
 for major in "$@"; do

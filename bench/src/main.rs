@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::report::Recorder;
+use crate::report::{Recorder, Selection};
 use crate::scenarios::{
     backlog, crash, heartbeat, horizon, idle, latency, memory, profile, rebuild, rescue_cost, steady, throughput, wakeup,
     wal_per_job,
@@ -125,6 +125,8 @@ enum Scenario {
     Report {
         /// File written by --out
         file: PathBuf,
+        #[command(flatten)]
+        selection: Selection,
     },
     /// Draw the plots of a file of JSON lines, as SVG
     Plot {
@@ -140,8 +142,8 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let mut target = cli.target;
     match &cli.scenario {
-        Scenario::Report { file } => {
-            print!("{}", report::markdown(&report::read(file)?));
+        Scenario::Report { file, selection } => {
+            print!("{}", report::markdown(&report::read(file)?, selection));
             return Ok(());
         }
         Scenario::Plot { file, into } => {
@@ -178,7 +180,7 @@ fn main() -> Result<()> {
         Scenario::Memory => memory::run(&target, &mut recorder)?,
         Scenario::Report { .. } | Scenario::Plot { .. } | Scenario::Profile(_) => {}
     }
-    print!("{}", report::markdown(recorder.run()));
+    print!("{}", report::markdown(recorder.run(), &Selection::default()));
     if recorder.broken() > 0 {
         bail!("{} measurement(s) failed their accounting", recorder.broken());
     }

@@ -45,33 +45,81 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
+/// A picture of bars: one for each system and case.
+struct Picture {
+    scenario: &'static str,
+    /// Behind the scenario in the name of the file, where it has several pictures
+    suffix: &'static str,
+    metric: &'static str,
+    title: &'static str,
+    /// Only cases with these words
+    case: &'static str,
+    logarithmic: bool,
+}
+
+const fn picture(scenario: &'static str, metric: &'static str, title: &'static str) -> Picture {
+    Picture { scenario, suffix: "", metric, title, case: "", logarithmic: false }
+}
+
+const PICTURES: [Picture; 15] = [
+    picture("throughput-batch", "jobs/s", "throughput-batch: jobs/s, median and range"),
+    picture("throughput-single", "jobs/s", "throughput-single: jobs/s, median and range"),
+    picture("offered-5k", "jobs/s", "offered-5k: jobs/s, median and range"),
+    Picture {
+        logarithmic: true,
+        ..picture("pickup-latency", "pickup p99 ms", "pickup-latency: enqueue to worker, 99th percentile, ms")
+    },
+    Picture {
+        case: "enqueue + claim + complete",
+        ..picture("wal-per-job", "WAL B/job, no page images", "wal-per-job: bytes from enqueue to done, no page images")
+    },
+    picture("crash-recovery", "kill to the old rate, s", "crash-recovery: seconds from kill -9 to the old rate"),
+    Picture { logarithmic: true, ..picture("backlog", "claim p50 us", "backlog: claim of 64 in front of waiting jobs, p50, us") },
+    picture("scheduled-backlog", "claim p50 us", "scheduled-backlog: claim of 64 with jobs scheduled ahead, p50, us"),
+    Picture {
+        logarithmic: true,
+        ..picture("long-transaction", "claim p50 us", "long-transaction: claim of 64 behind an open enqueue, p50, us")
+    },
+    picture("rescue-cost", "jobs/s", "rescue-cost: jobs/s with deadlines and without"),
+    Picture {
+        logarithmic: true,
+        ..picture("wakeup", "commit sent to wait returned, p50 ms", "wakeup: from commit to the worker awake, p50, ms")
+    },
+    picture("heartbeat", "round trip, ns", "heartbeat: round trip, ns"),
+    picture("rebuild", "rows/s", "rebuild: rows/s"),
+    Picture {
+        suffix: "-dead-tuples",
+        logarithmic: true,
+        ..picture("pinned-horizon", "dead tuples in tables", "pinned-horizon: dead tuples at the end of each phase")
+    },
+    Picture {
+        suffix: "-disk",
+        logarithmic: true,
+        ..picture("pinned-horizon", "MB on disk at the end", "pinned-horizon: MB on disk at the end of each phase")
+    },
+];
+
 /// Draws what the run has data for; the files written.
 pub fn draw(run: &Run, into: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(into)?;
     let mut files = Vec::new();
+    for picture in &PICTURES {
+        let wanted = |m: &&Measurement| m.scenario == picture.scenario && m.case.contains(picture.case);
+        let list = by_system(&run.measurements.iter().filter(wanted).collect::<Vec<_>>(), picture.metric);
+        if !list.is_empty() {
+            let file = into.join(format!("{}{}.svg", picture.scenario, picture.suffix));
+            bars(&file, picture.title, &list, picture.logarithmic)?;
+            files.push(file);
+        }
+    }
     for scenario in distinct(run.measurements.iter().map(|m| m.scenario.as_str())) {
-        let of_scenario: Vec<&Measurement> = run.measurements.iter().filter(|m| m.scenario == scenario).collect();
-        let file = into.join(format!("{}.svg", scenario.replace(", ", "-").replace(' ', "-")));
         if scenario.starts_with("worker-scaling") {
+            let file = into.join(format!("{}.svg", scenario.replace(", ", "-")));
+            let of_scenario: Vec<&Measurement> = run.measurements.iter().filter(|m| m.scenario == scenario).collect();
             let title = format!("{scenario}: jobs/s by worker sessions");
             curves(&file, &title, "worker sessions", &scaling(&of_scenario), true)?;
-        } else if scenario.starts_with("throughput") || scenario == "offered-5k" {
-            bars(&file, &format!("{scenario}: jobs/s, median and range"), &by_system(&of_scenario, "jobs/s"), false)?;
-        } else if scenario == "pickup-latency" {
-            let title = "pickup-latency: enqueue to worker, 99th percentile, ms";
-            bars(&file, title, &by_system(&of_scenario, "pickup p99 ms"), true)?;
-        } else if scenario == "wal-per-job" {
-            let whole: Vec<&Measurement> =
-                of_scenario.into_iter().filter(|m| m.case.contains("enqueue + claim + complete")).collect();
-            let title = "wal-per-job: bytes from enqueue to done, no page images";
-            bars(&file, title, &by_system(&whole, "WAL B/job, no page images"), false)?;
-        } else if scenario == "crash-recovery" {
-            let title = "crash-recovery: seconds from kill -9 to the old rate";
-            bars(&file, title, &by_system(&of_scenario, "kill to the old rate, s"), false)?;
-        } else {
-            continue;
+            files.push(file);
         }
-        files.push(file);
     }
     for scenario in ["pinned-horizon", "long-horizon"] {
         let of_scenario: Vec<&Series> = run.series.iter().filter(|series| series.scenario == scenario).collect();
@@ -120,9 +168,6 @@ fn scaling(measurements: &[&Measurement]) -> Vec<Curve> {
 
 /// Horizontal bars: names of systems are long.
 fn bars(file: &Path, title: &str, list: &[Bar], logarithmic: bool) -> Result<()> {
-    if list.is_empty() {
-        return Ok(());
-    }
     let height = 110 + 26 * u32::try_from(list.len())?;
     let area = SVGBackend::new(file, (SIZE.0, height)).into_drawing_area();
     area.fill(&WHITE).map_err(failed)?;
@@ -167,8 +212,10 @@ where
         let (top, bottom) = (rows - row as f64 - 0.15, rows - row as f64 - 0.85);
         let middle = (top + bottom) / 2.0;
         let colour = bar.colour;
-        chart.draw_series([Rectangle::new([(foot, bottom), (bar.median, top)], colour.mix(0.75).filled())]).map_err(failed)?;
-        chart.draw_series(LineSeries::new([(bar.range.0, middle), (bar.range.1, middle)], &BLACK)).map_err(failed)?;
+        // Nought has no logarithm: its bar has no length.
+        let (median, range) = (bar.median.max(foot), (bar.range.0.max(foot), bar.range.1.max(foot)));
+        chart.draw_series([Rectangle::new([(foot, bottom), (median, top)], colour.mix(0.75).filled())]).map_err(failed)?;
+        chart.draw_series(LineSeries::new([(range.0, middle), (range.1, middle)], &BLACK)).map_err(failed)?;
         let (x, y) = chart.backend_coord(&(foot, middle));
         let label = format!("{}: {}", name(&middle), short(bar.median));
         let style = ("sans-serif", 14).into_font().into_text_style(area).pos(right_centre());

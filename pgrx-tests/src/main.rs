@@ -73,6 +73,11 @@ enum Task {
         #[command(flatten)]
         build: Build,
     },
+    /// Keep script and fixture of the current version in sql/frozen, when it is released
+    Freeze {
+        #[command(flatten)]
+        build: Build,
+    },
     /// Start the development cluster and print how to connect
     Up {
         #[arg(long, default_value = "15")]
@@ -130,6 +135,12 @@ fn run(task: Task) -> Result<bool> {
         Task::Mutants { filter, pg, no_build } => return mutants::run(&layout, pg, filter.as_deref(), no_build),
         Task::Regress { filter, pg, accept, build } => {
             return test_run::run_regress(&layout, &selection(filter, vec![pg], &build, accept));
+        }
+        Task::Freeze { build } => {
+            let tree = Tree::provide(&layout, Server::Fifteen)?;
+            let profile = build.profile.unwrap_or(Profile::Release);
+            install(&layout, &tree, &build, profile)?;
+            println!("{} is frozen in sql/frozen", awa_harness::suites::freeze(&layout, &tree, profile)?);
         }
         Task::Up { pg, foreground, build } => {
             let tree = Tree::provide(&layout, pg)?;

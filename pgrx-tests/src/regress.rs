@@ -90,7 +90,9 @@ impl Run<'_> {
             .args(["--user", SUPERUSER, "--dbname", &format!("awa_{}", self.kind.name())]);
         if self.kind == Kind::Isolation {
             // A step that hangs is cancelled after so long.
-            command.arg("--load-extension=awa_queue").env("PGISOLATIONTIMEOUT", number("AWA_CASE_SECONDS", 180).min(180).to_string());
+            command
+                .arg("--load-extension=awa_queue")
+                .env("PGISOLATIONTIMEOUT", number("AWA_CASE_SECONDS", 180).min(180).to_string());
         }
         if self.kind == Kind::Sql && std::env::var_os("AWA_CASE_SECONDS").is_some() {
             // pg_regress itself waits for ever.

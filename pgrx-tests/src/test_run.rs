@@ -1,6 +1,7 @@
 //! `awa test`: every suite in order, one report.
 
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -9,7 +10,7 @@ use crate::cluster::{Cluster, Options};
 use crate::layout::Layout;
 use crate::regress::{Kind, Run};
 use crate::report::{Outcome, Report};
-use crate::suites::CASES;
+use crate::suites::{CASES, pg_upgrade};
 use crate::tree::{Server, Tree};
 
 pub struct Selection {
@@ -43,7 +44,38 @@ pub fn run(layout: &Layout, selection: &Selection) -> Result<bool> {
             report.record(outcome);
         }
     }
+    if let Err(error) = upgrades(layout, selection, &mut report) {
+        report.record(Outcome::failed(UPGRADE, format!("{error:#}"), None));
+    }
     run_servers(layout, selection, SERVER_SUITES, report)
+}
+
+const UPGRADE: &str = "upgrade/15-18";
+
+/// From one server to the later one: only when both are selected.
+fn upgrades(layout: &Layout, selection: &Selection, report: &mut Report) -> Result<()> {
+    let wanted: Vec<_> = pg_upgrade::CASES.iter().filter(|(name, _)| selection.wants(&format!("{UPGRADE}/{name}"))).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    if ![Server::Fifteen, Server::Eighteen].iter().all(|server| selection.servers.contains(server)) {
+        println!("none    {UPGRADE}: needs both servers, --pg 15,18");
+        return Ok(());
+    }
+    let (old, new) = (Tree::provide(layout, Server::Fifteen)?, Tree::provide(layout, Server::Eighteen)?);
+    for tree in [&old, &new] {
+        tree.install(layout, &build(layout, tree, selection.profile, selection.skip_build)?)?;
+    }
+    let pair = pg_upgrade::Pair { layout, old: &old, new: &new, profile: selection.profile };
+    for (name, case) in wanted {
+        let started = Instant::now();
+        let name = format!("{UPGRADE}/{name}");
+        report.record(match case(&pair) {
+            Ok(()) => Outcome::passed(name, Some(started.elapsed())),
+            Err(error) => Outcome::failed(name, format!("{error:#}"), Some(started.elapsed())),
+        });
+    }
+    Ok(())
 }
 
 /// Only the suites of pg_regress and pg_isolation_regress.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 pub use recorder::Recorder;
-pub use table::{distinct, markdown, samples};
+pub use table::{Selection, distinct, markdown, samples};
 
 #[derive(Clone, Debug)]
 pub struct Measurement {

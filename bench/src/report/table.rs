@@ -1,12 +1,25 @@
 //! A run as Markdown.
 
+use clap::Args;
+
 use super::{Absence, Measurement, Run};
 use crate::stats;
 
+/// What of a run is shown; empty: everything.
+#[derive(Args, Default)]
+pub struct Selection {
+    /// Only this scenario, without the contracts
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Only these columns, besides case, system and ratio
+    #[arg(long, value_delimiter = ';')]
+    columns: Vec<String>,
+}
+
 /// The contracts; then one table a scenario: a line for each (case, system), a column for each metric, medians with range.
-pub fn markdown(run: &Run) -> String {
+pub fn markdown(run: &Run, selection: &Selection) -> String {
     let mut text = String::new();
-    if !run.contracts.is_empty() {
+    if !run.contracts.is_empty() && selection.scenario.is_none() {
         text.push_str("\n### Systems\n\n| system | version | what it keeps, what it drops |\n|---|---|---|\n");
         for contract in &run.contracts {
             text.push_str(&format!("| {} | {} | {} |\n", contract.system, contract.version, contract.text));
@@ -14,17 +27,24 @@ pub fn markdown(run: &Run) -> String {
     }
     let scenarios = run.measurements.iter().map(|m| m.scenario.as_str()).chain(run.absences.iter().map(|a| a.scenario.as_str()));
     for scenario in distinct(scenarios) {
+        if selection.scenario.as_ref().is_some_and(|only| only != scenario) {
+            continue;
+        }
         let measured: Vec<&Measurement> = run.measurements.iter().filter(|m| m.scenario == scenario).collect();
         let absent: Vec<&Absence> = run.absences.iter().filter(|a| a.scenario == scenario).collect();
-        text.push_str(&table(scenario, &measured, &absent));
+        text.push_str(&table(scenario, &measured, &absent, &selection.columns));
     }
     text
 }
 
-fn table(scenario: &str, measurements: &[&Measurement], absences: &[&Absence]) -> String {
+fn table(scenario: &str, measurements: &[&Measurement], absences: &[&Absence], wanted: &[String]) -> String {
     // The fullest measurement gives the order of the columns; others may lack some of them.
     let fullest = measurements.iter().max_by_key(|m| m.metrics.len());
-    let columns = distinct(fullest.into_iter().chain(measurements).flat_map(|m| m.metrics.iter().map(|(name, _)| name.as_str())));
+    let mut columns =
+        distinct(fullest.into_iter().chain(measurements).flat_map(|m| m.metrics.iter().map(|(name, _)| name.as_str())));
+    if !wanted.is_empty() {
+        columns.retain(|column| wanted.iter().any(|name| name == column));
+    }
     let compares = distinct(measurements.iter().map(|m| m.system.as_str())).len() > 1;
     let width = columns.len() + usize::from(compares);
     let mut text = format!("\n### {scenario}\n\n| case | system |");
@@ -151,9 +171,20 @@ mod tests {
             Measurement::new("s", "c", "awa", 1).metric("jobs/s", 30.0),
             Measurement::new("s", "c", "skip_locked", 1).metric("jobs/s", 10.0),
         ];
-        let text = markdown(&Run { measurements: both.to_vec(), ..Run::default() });
+        let run = Run { measurements: both.to_vec(), ..Run::default() };
+        let text = markdown(&run, &Selection::default());
         assert!(text.contains("| c | awa | 30 | 3.00 |"), "{text}");
         assert!(text.contains("| c | skip_locked | 10 | 1.00 |"), "{text}");
+        let other = Selection { scenario: Some("other".to_owned()), columns: Vec::new() };
+        assert_eq!(markdown(&run, &other), "");
+    }
+
+    #[test]
+    fn columns_can_be_chosen() {
+        let both = [Measurement::new("s", "c", "awa", 1).metric("jobs/s", 30.0).metric("lost", 0.0)];
+        let run = Run { measurements: both.to_vec(), ..Run::default() };
+        let text = markdown(&run, &Selection { scenario: None, columns: vec!["lost".to_owned()] });
+        assert!(text.contains("| c | awa | 0 |") && !text.contains("jobs/s"), "{text}");
     }
 
     #[test]
@@ -161,7 +192,7 @@ mod tests {
         let mut run = Run::default();
         run.add(&json!({"kind": "system", "system": "pgq", "version": "3.5", "contract": "an event log"}));
         run.add(&json!({"kind": "absence", "scenario": "s", "case": "c", "system": "pgq", "reason": "no schedule"}));
-        let text = markdown(&run);
+        let text = markdown(&run, &Selection::default());
         assert!(text.contains("| pgq | 3.5 | an event log |"), "{text}");
         assert!(text.contains("| c | pgq | not measured: no schedule |"), "{text}");
     }

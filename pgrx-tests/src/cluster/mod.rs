@@ -40,13 +40,15 @@ pub struct Options {
     pub fsync: bool,
     /// Lines of postgresql.conf, later ones win.
     pub settings: Vec<(String, String)>,
+    /// More arguments of initdb.
+    pub initdb: Vec<String>,
 }
 
 impl Options {
     pub fn new(name: &str) -> Self {
         // Maintenance at times of its own would make tests of single steps depend on luck.
         let settings = vec![("awa.maintenance".to_owned(), "off".to_owned())];
-        Self { name: name.to_owned(), preload: true, fsync: false, settings }
+        Self { name: name.to_owned(), preload: true, fsync: false, settings, initdb: Vec::new() }
     }
 
     #[must_use]
@@ -64,6 +66,12 @@ impl Options {
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn initdb(mut self, argument: impl Into<String>) -> Self {
+        self.initdb.push(argument.into());
         self
     }
 }
@@ -155,7 +163,8 @@ impl Cluster {
             .arg(self.data())
             .args(["--username", SUPERUSER, "--encoding=UTF8", "--no-locale", "--no-sync"])
             .args(["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile"])
-            .arg(&password_file))?;
+            .arg(&password_file)
+            .args(&options.initdb))?;
 
         let mut settings = vec![
             ("listen_addresses", "127.0.0.1".to_owned()),

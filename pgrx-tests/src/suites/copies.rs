@@ -1,153 +1,26 @@
 //! Copies of a database, and segment tables that were changed by hand.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use postgres::Client;
 
 use super::hostile_setup::{OTHERS, READS, WRITES, all_refused, refusal};
-use super::{Attempt, DATABASE, Stage, claim, complete, drain, enqueue, ids, sorted};
+use super::stress_mixed::{HASTY, configured};
+use super::witnesses::{maintenance_rests, under_load};
+use super::every_state::{self, Scene, picture, set_up, verify_clean};
+use super::{Attempt, DATABASE, Stage, claim, complete, drain, enqueue, sorted};
 use crate::cluster::Shutdown;
-use crate::process::run;
+use crate::process::{run, wait_until};
+use std::time::Duration;
 
 const COPY: &str = "awa_copy";
-
-/// Jobs in every state, in several segments, one of them on its way out.
-struct Scene {
-    waiting: Vec<i64>,
-    running: Vec<Attempt>,
-}
-
-fn set_up(stage: &Stage<'_>) -> Result<Scene> {
-    let mut client = stage.connect()?;
-    let refused = |client: &mut Client, attempt: Attempt| -> Result<()> {
-        client.execute("SELECT awa.fail($1, $2, 'final', final => true)", &[&attempt.job_id, &attempt.run_lease])?;
-        Ok(())
-    };
-    // The first segment has only finished jobs, and its truncation has begun.
-    enqueue(&mut client, 5)?;
-    drain(&mut client)?;
-    client.batch_execute("SELECT awa.create_queue('letters', max_attempts => 1, dead_letters => true, completed_retention => '1 year')")?;
-    // Finished jobs that are kept outside of the ring, and dead letters.
-    for (kind, end) in [
-        ("kept", "awa.complete(job_id, run_lease)"),
-        ("cancelled", "awa.cancel(job_id, 'not wanted')"),
-        ("letter", "awa.fail(job_id, run_lease, 'x')"),
-        ("letter", "awa.fail(job_id, run_lease, 'y')"),
-    ] {
-        let enqueue = format!("SELECT awa.enqueue('letters', '{kind}', '{{\"n\": 1}}', tags => '{{a,b}}', metadata => '7')");
-        client.batch_execute(&enqueue)?;
-        client.batch_execute(&format!("SELECT {end} FROM awa.claim('letters')"))?;
-    }
-    rotate(&mut client)?;
-    let begun: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
-    ensure!(begun == "prune_started", "prune answered {begun}");
-    // The second and the third hold everything.
-    let (mut running, mut waiting) = (Vec::new(), Vec::new());
-    for _ in 0..2 {
-        waiting.extend(enqueue(&mut client, 60)?);
-        let attempts = claim(&mut client, 12)?;
-        let (ended, open) = attempts.split_at(8);
-        for attempt in &ended[..4] {
-            complete(&mut client, *attempt)?;
-        }
-        refused(&mut client, ended[4])?;
-        refused(&mut client, ended[5])?;
-        client.execute("SELECT awa.fail($1, $2, 'again', '1 day')", &[&ended[6].job_id, &ended[6].run_lease])?;
-        client.execute("SELECT awa.cancel($1, 'while it ran')", &[&ended[7].job_id])?;
-        running.extend_from_slice(open);
-        let cancelled = *waiting.last().context("nothing waits")?;
-        client.execute("SELECT awa.cancel($1, 'while it waited')", &[&cancelled])?;
-        // Rolled back, between others that are not: holes.
-        let mut transaction = client.transaction()?;
-        claim(&mut transaction, 5)?;
-        let (kept, mut other) = (stage.connect()?, stage.connect()?);
-        let beyond = claim(&mut other, 2)?;
-        running.extend_from_slice(&beyond);
-        transaction.rollback()?;
-        drop(kept);
-        let taken = [ids(&attempts), ids(&beyond)].concat();
-        waiting.retain(|job| !taken.contains(job) && *job != cancelled);
-        client.batch_execute("SELECT awa.enqueue('q', 'later', run_at => now() + interval '1 day', tags => ARRAY['a'], metadata => '{\"m\": 1}')")?;
-        rotate(&mut client)?;
-    }
-    client.batch_execute(
-        "SELECT awa.create_queue('second', max_attempts => 3, backoff => '7 s', deadline => '1 hour');
-         SELECT awa.pause_queue('second');
-         SELECT awa.enqueue('second', 'kind', args => '{\"deep\": [1, 2, {\"x\": null}]}', priority => p) FROM generate_series(1, 4) AS p;
-         SELECT awa.create_queue('gone'); SELECT awa.enqueue('gone', 'k'); SELECT awa.drop_queue('gone', force => true)",
-    )?;
-    stage.verify_clean()?;
-    Ok(Scene { waiting, running })
-}
-
-fn rotate(client: &mut Client) -> Result<()> {
-    let outcome: String = client.query_one("SELECT outcome FROM awa.rotate()", &[])?.try_get(0)?;
-    ensure!(outcome == "rotated", "rotate answered {outcome}");
-    Ok(())
-}
-
-/// What must be the same in a copy.
-fn picture(client: &mut Client) -> Result<Vec<String>> {
-    let mut picture = Vec::new();
-    for sql in [
-        "SELECT c::text FROM awa.queue_counts() AS c ORDER BY queue",
-        "SELECT (to_jsonb(j) - 'heartbeat_at' - 'deadline_at')::text FROM awa.jobs AS j ORDER BY job_id",
-        "SELECT to_jsonb(j)::text FROM awa.terminal_jobs AS j ORDER BY job_id",
-        "SELECT to_jsonb(d)::text FROM awa.dlq AS d ORDER BY job_id",
-        "SELECT q::text FROM awa.queues AS q ORDER BY queue",
-        "SELECT (to_jsonb(s) - 'bytes' - 'opened_at')::text FROM awa.stat_segments AS s ORDER BY generation",
-    ] {
-        for row in client.query(sql, &[]).context(sql)? {
-            picture.push(row.try_get(0)?);
-        }
-    }
-    Ok(picture)
-}
-
-fn verify_clean(client: &mut Client) -> Result<()> {
-    let rows = client.query("SELECT d::text FROM awa.verify() AS d", &[])?;
-    let said: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    ensure!(said.is_empty(), "verify() found:\n{}", said.join("\n"));
-    Ok(())
-}
 
 /// The copy refuses until it is adopted, and then is what the original was.
 fn check_copy(stage: &Stage<'_>, scene: &Scene, original: &[String]) -> Result<()> {
     let (mut client, mut other) = (stage.cluster.connect(COPY)?, stage.cluster.connect(COPY)?);
-    all_refused(&mut client, [WRITES, READS, OTHERS].concat().iter(), "55000", "awa.adopt()")?;
-    all_refused(&mut other, &["SELECT awa.claim('q')"], "55000", "awa.adopt()")?;
-    for expected in [true, false] {
-        let adopted: bool = client.query_one("SELECT awa.adopt()", &[])?.try_get(0)?;
-        ensure!(adopted == expected, "adopt answered {adopted}");
-    }
-    let copy = picture(&mut other)?;
-    for (there, here) in original.iter().zip(&copy) {
-        ensure!(there == here, "the original has\n{there}\nthe copy has\n{here}");
-    }
-    ensure!(copy.len() == original.len(), "{} lines about the original, {} about the copy", original.len(), copy.len());
+    every_state::adopt(&mut client, &mut other)?;
+    every_state::same(original, &picture(&mut other)?)?;
     verify_clean(&mut client)?;
-    // New leases are not those of the original; its own are valid here.
-    let fresh = claim(&mut client, 3)?;
-    ensure!(fresh.len() == 3 && fresh.iter().all(|attempt| scene.waiting.contains(&attempt.job_id)), "claimed {fresh:?}");
-    ensure!(fresh.iter().all(|new| scene.running.iter().all(|old| old.run_lease != new.run_lease)), "a lease was used twice");
-    for attempt in scene.running.iter().chain(&fresh) {
-        let answer = complete(&mut client, *attempt)?;
-        ensure!(answer == "completed", "{attempt:?}: complete answered {answer}");
-    }
-    let drained = [ids(&fresh), drain(&mut client)?].concat();
-    ensure!(sorted(drained.clone()) == sorted(scene.waiting.clone()), "waiting were {:?}, came {drained:?}", scene.waiting);
-    let more = enqueue(&mut client, 300)?;
-    ensure!(more.iter().all(|id| original.iter().all(|line| !line.contains(&format!("\"job_id\": {id},")))), "an identifier was given out again");
-    ensure!(drain(&mut other)? == more, "new jobs do not come out");
-    // What lay outside of the ring can be brought back there.
-    let letters: i64 = client.query_one("SELECT awa.dlq_retry_many('letters')", &[])?.try_get(0)?;
-    let kept = "SELECT awa.retry(job_id) FROM awa.terminal_jobs WHERE queue = 'letters' AND state = 'cancelled'";
-    let kept: String = client.query_one(kept, &[])?.try_get(0)?;
-    let out: i64 = client.query_one("SELECT count(*) FROM awa.claim('letters', 10)", &[])?.try_get(0)?;
-    ensure!((letters, kept.as_str(), out) == (2, "retried", 3), "{letters} letters came back, the kept job was {kept}, {out} came out");
-    client.batch_execute("SET awa.prune_grace = 0")?;
-    let pruned: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
-    ensure!(pruned == "pruned", "prune answered {pruned}");
-    verify_clean(&mut other)
+    every_state::goes_on(&mut client, &mut other, scene, original)
 }
 
 // If this fails, what users are shown changes with a restart although nothing has happened.
@@ -157,7 +30,7 @@ pub fn a_rebuild_and_a_restart_change_nothing_that_is_shown(stage: &mut Stage<'_
     let shown = |stage: &Stage<'_>| -> Result<Vec<String>> {
         let mut client = stage.connect()?;
         let mut all = picture(&mut client)?;
-        for row in client.query("SELECT s::text FROM awa.stat_segments AS s ORDER BY generation", &[])? {
+        for row in client.query("SELECT (to_jsonb(s) - '{drained,waiting_queues}'::text[])::text FROM awa.stat_segments AS s ORDER BY generation", &[])? {
             all.push(row.try_get(0)?);
         }
         Ok(all)
@@ -211,6 +84,40 @@ pub fn a_plain_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
 // If this fails, the same, with the fast format.
 pub fn a_parallel_dump_restores_every_job(stage: &mut Stage<'_>) -> Result<()> {
     dump_and_restore(stage, &["--format=directory", "--jobs=2"], &["--jobs=2"])
+}
+
+// If this fails, a backup taken while the queue is in use lacks jobs, or holds a ring of which the half is gone (docs/races.md, 11).
+pub fn a_dump_while_jobs_flow_holds_every_job_of_its_moment(stage: &mut Stage<'_>) -> Result<()> {
+    // Jobs are carried and segments truncated all the time, but not within the grace.
+    let settings: Vec<_> = HASTY.into_iter().chain([("awa.prune_grace", "1s")]).collect();
+    configured(stage, &settings, |stage| {
+        let target = stage.cluster.dir().join("copies.dump");
+        drop(std::fs::remove_dir_all(&target));
+        drop(std::fs::remove_file(&target));
+        stage.cluster.drop_database(COPY)?;
+        let mut client = stage.connect()?;
+        let (witnesses, mark) = under_load(&stage.config(), "flow", |witnesses| {
+            let pruned = "SELECT count(*) > 0 FROM awa.ring_rotations WHERE event = 'pruned'";
+            let turns = wait_until(Duration::from_secs(60), || client.query_one(pruned, &[]).is_ok_and(|row| row.try_get(0).unwrap_or(false)));
+            ensure!(turns, "no segment is pruned");
+            let mark = witnesses.mark();
+            run(stage.cluster.program("pg_dump").arg("--format=custom").arg("--file").arg(&target).arg(DATABASE))?;
+            witnesses.wait_for_more(100)?;
+            Ok(mark)
+        })?;
+        stage.cluster.connect("postgres")?.batch_execute(&format!("CREATE DATABASE {COPY}"))?;
+        run(stage.cluster.program("pg_restore").args(["--exit-on-error", "-d", COPY]).arg(&target))?;
+        let mut copy = stage.cluster.connect(COPY)?;
+        maintenance_rests(&mut copy)?;
+        copy.batch_execute("SELECT awa.adopt()")?;
+        verify_clean(&mut copy)?;
+        let account = witnesses.account(&mut copy, &mark)?;
+        ensure!(account.lost > 0, "the dump holds what came after it");
+        witnesses.finish(&mut copy, &account)?;
+        verify_clean(&mut copy)?;
+        drop(copy);
+        stage.cluster.drop_database(COPY)
+    })
 }
 
 // If this fails, a maintainer frees a ring of which the half is not restored yet.

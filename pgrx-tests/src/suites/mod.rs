@@ -15,6 +15,14 @@ use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
 
 pub use stress_mixed::number;
+// What several suites work with.
+mod every_state;
+mod witnesses;
+
+// Needs two servers: called by the test run itself.
+pub mod pg_upgrade;
+
+pub use upgrade_frame::freeze;
 
 macro_rules! suites {
     ($($suite:ident: [$($case:ident),+ $(,)?];)+) => {
@@ -93,7 +101,7 @@ suites! {
         a_large_completion_may_be_cancelled_anywhere,
     ];
     copies: [
-        a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_database_made_from_a_template_waits_for_adoption,
+        a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_dump_while_jobs_flow_holds_every_job_of_its_moment, a_database_made_from_a_template_waits_for_adoption,
         a_marked_restore_is_left_alone_until_it_is_complete, a_restore_over_the_same_database_waits_for_adoption,
         a_rebuild_and_a_restart_change_nothing_that_is_shown, a_rewritten_segment_asks_for_a_rebuild, evidence_may_be_rewritten_and_indexes_built_anew,
         a_trigger_on_a_segment_is_refused, an_index_on_a_segment_is_refused,
@@ -137,6 +145,19 @@ suites! {
         e11_rescue_ends_a_job_that_has_used_up_its_attempts, e13_backoff_is_clamped_at_every_attempt,
         e14_every_way_in_checks_the_same, also_completed_jobs_are_shown_as_long_as_promised,
         also_running_jobs_are_among_the_jobs, also_a_job_that_comes_back_keeps_its_place, also_a_long_task_does_not_delay_rescue,
+    ];
+    crash_points: [
+        a_session_killed_at_any_point_has_done_all_or_nothing, a_prune_killed_between_any_two_relations_is_done_again,
+        a_server_that_dies_with_sessions_at_many_points_loses_nothing, a_maintainer_killed_at_any_point_loses_nothing,
+    ];
+    disk_full: [a_full_disk_refuses_and_loses_nothing, a_full_disk_under_the_log_loses_nothing];
+    failover: [
+        a_synchronous_standby_has_every_acknowledged_commit, an_asynchronous_standby_loses_only_what_it_had_not_received,
+        a_restore_to_a_point_in_time_has_what_was_there,
+    ];
+    upgrade_frame: [
+        an_upgrade_equals_a_fresh_install, a_forgotten_step_of_an_update_is_noticed, jobs_in_every_state_survive_an_update,
+        a_library_that_meets_older_sql_works_or_says_what_to_do, a_dump_of_each_release_restores_and_updates,
     ];
     adapter: [the_adapter_speaks_the_protocol_of_the_public_harness];
     hot_path: [a_job_writes_as_much_log_as_before, a_job_takes_as_many_instructions_as_before];
