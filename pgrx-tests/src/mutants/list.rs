@@ -93,7 +93,7 @@ pub const MUTANTS: &[Mutant] = &[
         "client/hostile_pool::jobs_given_back_to_a_paused_queue_do_not_stop_another"),
     mutant("places_of_operators_taken", "src/frontier/mod.rs: reserve_entries",
         "claims and carries leave no place for operators",
-        "client/hostile_pool::a_full_pool_still_cancels"),
+        "client/carries::carrying_leaves_places_for_operators"),
     mutant("lease_ignored", "src/ops/exits.rs: begin, protocol: decide_exit",
         "any lease ends the attempt",
         "client/attempts::a_wrong_lease_finishes_nothing"),
