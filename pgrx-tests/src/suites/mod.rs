@@ -130,7 +130,7 @@ suites! {
         a_retry_that_slept_over_another_changes_nothing, a_cancel_that_comes_too_late_changes_nothing,
         a_heartbeat_between_sweep_and_mark_keeps_the_attempt, a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing,
         a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
-        a_commit_between_look_and_sleep_wakes,
+        a_rebuild_waits_for_whoever_takes_a_finished_job, a_commit_between_look_and_sleep_wakes,
     ];
     long_ago: [
         a_dump_older_than_a_carry_holds_the_job, a_lease_from_before_a_crash_ends_nothing, a_prepared_enqueue_outlives_a_crash,

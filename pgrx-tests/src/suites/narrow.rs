@@ -5,7 +5,7 @@ use std::thread::{self, ScopedJoinHandle};
 use anyhow::{Context, Result, anyhow, ensure};
 use postgres::Client;
 
-use super::races::pid_of;
+use super::races::{pid_of, see_blocked};
 use super::{Attempt, Stage, claim, complete, drain, enqueue, ids, sorted};
 use crate::points;
 
@@ -293,6 +293,31 @@ pub fn a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once(stage: &mut St
         for other in [attempts[0], attempts[2]] {
             complete(operator, other)?;
         }
+        Ok(())
+    })
+}
+
+// 30. If this fails, a finished job that is deleted while memory is built anew is counted for ever.
+pub fn a_rebuild_waits_for_whoever_takes_a_finished_job(stage: &mut Stage<'_>) -> Result<()> {
+    scene(stage, |scope, operator| {
+        enqueue(operator, 2)?;
+        for attempt in claim(operator, 2)? {
+            operator.execute("SELECT awa.fail($1, $2, 'x', final => true)", &[&attempt.job_id, &attempt.run_lease])?;
+        }
+        prune_the_first(operator)?;
+        let job: i64 = operator.query_one("SELECT min(job_id) FROM awa.retained_jobs", &[])?.try_get(0)?;
+        let late = Standing::start(scope, stage, operator, "retry.shelf_found", move |client| {
+            Ok(client.query_one("SELECT awa.delete_job($1)", &[&job])?.try_get::<_, String>(0)?)
+        })?;
+        let mut rebuilder = stage.connect()?;
+        let pid = pid_of(&mut rebuilder)?;
+        let rebuild = scope.spawn(move || rebuilder.batch_execute("SELECT awa.rebuild()"));
+        see_blocked(operator, pid)?;
+        ensure!(late.go_on(operator)? == "deleted", "the job was not deleted");
+        rebuild.join().map_err(|_| anyhow!("a thread panicked"))??;
+        stage.verify_clean()?;
+        let failed: i64 = operator.query_one("SELECT failed FROM awa.queue_counts('q')", &[])?.try_get(0)?;
+        ensure!(failed == 1, "{failed} failed jobs are counted");
         Ok(())
     })
 }

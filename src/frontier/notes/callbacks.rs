@@ -363,17 +363,13 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             });
             // Nothing in it can be claimed: what its tracks and gaps still promise would only keep sleepers awake. Not under the lock
             // of the ring, below which no other is taken.
-            for place in 0..frontier.queue_slots() {
-                frontier.queue(place).forget_generation(generation);
-            }
+            forget_generation(frontier, generation);
         }
         Note::FrontierVoid => build::void(frontier),
         Note::SegmentPruned { generation, slot } => {
             frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));
             frontier.set_tombstones(slot, false);
-            for place in 0..frontier.queue_slots() {
-                frontier.queue(place).forget_generation(generation);
-            }
+            forget_generation(frontier, generation);
         }
     }
 }
@@ -388,6 +384,15 @@ fn drop_entry(frontier: &Frontier, entry: EntryRef) {
     });
     if let Some(queue) = gone {
         frontier.return_entries(queue, 1);
+    }
+}
+
+/// Neither tracks nor gaps of this segment any more.
+fn forget_generation(frontier: &Frontier, generation: i64) {
+    for place in 0..frontier.queue_slots() {
+        if !mutant!("no_recheck_of_live_segment") {
+            frontier.queue(place).forget_generation(generation);
+        }
     }
 }
 
