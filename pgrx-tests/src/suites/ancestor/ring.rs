@@ -39,7 +39,8 @@ pub fn e05_a_paused_queue_and_an_idle_producer_pin_nothing_of_others(stage: &mut
         still.push(client.query_one("SELECT awa.enqueue('still', 'k')", &[])?.try_get::<_, i64>(0)?);
         let jobs = enqueue(&mut client, 20)?;
         ensure!(drain(&mut client)? == jobs, "jobs are missing");
-        rotate(&mut client)?;
+        let said = step(&mut client, "rotate()")?;
+        ensure!(said.0 == "rotated", "the ring stands still: {said:?}");
         // What the maintainer does at its ticks.
         for _ in 0..20 {
             if step(&mut client, "run_maintenance('carry_forward')")?.0 != "carried" {
