@@ -5,9 +5,6 @@
 
 pgrx::pg_module_magic!();
 
-#[macro_use]
-mod mutants;
-
 mod api;
 mod error;
 mod frontier;
@@ -19,8 +16,6 @@ mod worker;
 
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    #[cfg(feature = "mutants")]
-    mutants::choose();
     settings::register();
     frontier::notes::register_callbacks();
     frontier::register();

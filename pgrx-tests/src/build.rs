@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::layout::Layout;
+use crate::mutants;
 use crate::process::run_visibly;
 use crate::tree::Tree;
 
@@ -65,9 +66,10 @@ pub fn build(layout: &Layout, tree: &Tree, profile: Profile, skip: bool) -> Resu
     let target = layout.cargo_target(tree.server.cargo_target());
     let library = target.join(profile.directory()).join("libawa_queue.so");
     if !skip {
+        let source = if profile == Profile::Mutants { mutants::tree::provide(&layout.repo)? } else { layout.repo.clone() };
         run_visibly(
             Command::new("cargo")
-                .current_dir(&layout.repo)
+                .current_dir(source)
                 .env("CARGO_TARGET_DIR", &target)
                 .env("PGRX_PG_CONFIG_PATH", &tree.build_pg_config)
                 .args(["build", "--quiet", "--package", "awa_queue", "--lib", "--profile", profile.name()])

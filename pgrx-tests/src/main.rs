@@ -61,6 +61,12 @@ enum Task {
         pg: Server,
         #[arg(long)]
         no_build: bool,
+        /// Only make the copy of the source in which mutants are written
+        #[arg(long)]
+        edit: bool,
+        /// Only write the patch anew from that copy
+        #[arg(long, conflicts_with = "edit")]
+        save: bool,
     },
     /// Run pg_regress and pg_isolation_regress only
     Regress {
@@ -132,7 +138,9 @@ fn run(task: Task) -> Result<bool> {
         Task::Test { filter, pg, build } => {
             return test_run::run(&layout, &selection(filter, pg, &build, false));
         }
-        Task::Mutants { filter, pg, no_build } => return mutants::run(&layout, pg, filter.as_deref(), no_build),
+        Task::Mutants { edit: true, .. } => println!("{}", mutants::tree::provide(&layout.repo)?.display()),
+        Task::Mutants { save: true, .. } => mutants::tree::save(&layout.repo)?,
+        Task::Mutants { filter, pg, no_build, .. } => return mutants::run(&layout, pg, filter.as_deref(), no_build),
         Task::Regress { filter, pg, accept, build } => {
             return test_run::run_regress(&layout, &selection(filter, vec![pg], &build, accept));
         }

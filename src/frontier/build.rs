@@ -138,7 +138,7 @@ fn build(frontier: &Frontier) -> Result<()> {
     }
     frontier.prepared().waiting.clear();
     // Far from every other start: no lease of an earlier build, of a copy or of a lost claim can come again.
-    let start = if mutant!("nonce_is_kept") { 1 } else { xact::random_u64()? >> 2 };
+    let start = xact::random_u64()? >> 2;
     frontier.shared.next_lease[frontier.database].store(start.max(1), Ordering::Release);
     sql::as_owner(frontier.ledger, instance::check)?;
     reach("build.begun");
@@ -161,7 +161,7 @@ fn build(frontier: &Frontier) -> Result<()> {
     reach("build.counted");
     for (queue_id, waiting) in sql::as_owner(frontier.ledger, deferred::counts)? {
         if let Some(place) = places.get(&queue_id) {
-            frontier.queue(*place).counts.scheduled += if mutant!("deferred_jobs_not_counted") { 0 } else { waiting };
+            frontier.queue(*place).counts.scheduled += waiting;
         }
     }
     Ok(())
@@ -257,9 +257,6 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
             RowState::Dead => continue,
             RowState::Own(xid) | RowState::InProgress(xid) => {
                 let seen = ready_row(&row);
-                if mutant!("unfinished_rows_not_restored") {
-                    continue;
-                }
                 reserve(&mut unfinished, 1)?;
                 unfinished.push((seen.lane, xid, seen.position));
                 continue;
@@ -321,7 +318,7 @@ fn restore_segment(frontier: &Frontier, info: &SegmentInfo, places: &HashMap<i32
     }
     // From the highest key down, so that each lands in front of the list.
     holes.sort_unstable_by_key(|hole| std::cmp::Reverse(hole.row.position));
-    for Unclaimed { row, .. } in holes.iter().filter(|_| !mutant!("holes_not_restored")) {
+    for Unclaimed { row, .. } in &holes {
         let lane = Lane::from_number(row.lane);
         let Some(place) = places.get(&lane.queue_id).copied() else { continue };
         let name = restore_entry(frontier, info, place, row, State::Hole, None, now)?;
@@ -457,7 +454,7 @@ fn restore_entry(
     let deadline = claim.filter(|claim| claim.deadline != 0).map_or(0, |claim| {
         let allowed = claim.deadline.saturating_sub(claim.claimed_at).max(0);
         let grace = if heartbeat_timeout > 0 { heartbeat_timeout } else { allowed };
-        if mutant!("no_grace_after_a_build") { claim.deadline } else { claim.deadline.max(now.saturating_add(grace)) }
+        claim.deadline.max(now.saturating_add(grace))
     });
     let entry = Entry {
         job_id: row.job_id,
@@ -469,7 +466,7 @@ fn restore_entry(
         lease: claim.map_or(0, |claim| claim.lease),
         claimed_at: claim.map_or(0, |claim| claim.claimed_at),
         deadline,
-        heartbeat_at: if mutant!("no_grace_after_a_build") { claim.map_or(0, |claim| claim.claimed_at) } else { now },
+        heartbeat_at: now,
         heartbeat_timeout,
         attempt: row.attempt + 1,
         max_attempts: row.max_attempts,
@@ -483,7 +480,6 @@ fn restore_entry(
     });
     match inserted {
         Ok(name) if frontier.reserve_entries(place, 1, Reserve::Operator) == 1 => Ok(name),
-        Err(_) if mutant!("attempts_beyond_the_pool_dropped") => Ok(EntryRef { partition, slot: 0, stamp: 0 }),
         _ => Err(Error::new(
             Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             "more jobs are in flight than shared memory was reserved for",

@@ -147,7 +147,7 @@ impl Frontier {
     /// To be asked after a lock on a segment was waited for: a rebuild may have come first, and what this call has read of the
     /// frontier is void.
     pub fn check_current(&self) -> Result<()> {
-        if self.is_current() || mutant!("rebuild_not_noticed") {
+        if self.is_current() {
             return Ok(());
         }
         Err(rebuilt())
@@ -275,8 +275,6 @@ impl Frontier {
             Reserve::Carry => (all - PLACES_ABOVE_CARRY, all),
             Reserve::Operator => (all, all),
         };
-        let limit = if mutant!("places_of_operators_taken") { all } else { limit };
-        let quota = if mutant!("quota_ignored") { all } else { quota };
         let own = take_up_to(self.held(queue), wanted, quota);
         let granted = take_up_to(self.in_flight(), own, limit);
         give_back(self.held(queue), own - granted);

@@ -164,8 +164,7 @@ fn close(
     tombstone: Option<(i32, i64)>,
     errors: Option<Datum>,
 ) -> Result<()> {
-    let tombstone = tombstone.filter(|_| !mutant!("cancel_without_tombstone"));
-    if tombstone.is_some() && !mutant!("tombstone_flag_not_set") {
+    if tombstone.is_some() {
         frontier.set_tombstones(segment.slot, true);
     }
     let closure = Closure { closed_at: xact::now(), job_id, hop, tombstone, outcome: Outcome::Cancelled, errors };
@@ -243,7 +242,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     frontier.check_current()?;
     let closed = build::read_evidence(&found.segment, true)?.fold;
     let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
-    if (!newest || closed.fate(job_id, head.hop) != Fate::Ready) && !mutant!("cancel_without_second_look") {
+    if !newest || closed.fate(job_id, head.hop) != Fate::Ready {
         frontier.with_partition(partition, |entries| entries.free(name.slot));
         frontier.return_entries(place, 1);
         notes::retract_last();

@@ -80,12 +80,12 @@ pub fn claim(frontier: &Frontier, queues: &[(Queue, Vec<u8>)], request: &Request
 /// Has the transaction logged nothing but claims so far, and will it end with this statement?
 fn claims_alone() -> bool {
     let logged = xact::xact_last_rec_end();
-    mutant!("every_claim_asynchronous") || (!xact::in_transaction_block() && (logged == 0 || notes::claim_only() == Some(logged)))
+    !xact::in_transaction_block() && (logged == 0 || notes::claim_only() == Some(logged))
 }
 
 fn append_evidence(frontier: &Frontier, terms: &Terms, taken: &[Taken]) -> Result<()> {
     let follows = |a: &Taken, b: &Taken| a.generation == b.generation && b.lease == a.lease + 1;
-    for run in taken.chunk_by(follows).filter(|_| !mutant!("claim_without_evidence")) {
+    for run in taken.chunk_by(follows) {
         let Some(first) = run.first() else { continue };
         let segment = frontier.segment(first.generation).ok_or_else(|| {
             Error::new(

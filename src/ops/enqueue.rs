@@ -17,7 +17,6 @@ use crate::frontier::{Asked, Frontier, notes};
 use crate::ops::handle::Queue;
 use crate::pg::append::Append;
 use crate::pg::points::reach;
-use crate::pg::rel::{Lock, Rel};
 use crate::pg::{sql, xact};
 use crate::store::ready::{self, NewEntry};
 
@@ -98,9 +97,6 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
         let segment = frontier.open_segment()?;
         reach("enqueue.open_segment_read");
         let rel = ready::open_for_write(&segment)?;
-        if mutant!("producers_take_turns") {
-            drop(Rel::open(frontier.ledger, Lock::ShareRowExclusive)?);
-        }
         frontier.check_current()?;
         let index = ready::open_index(&rel, &segment)?;
         let indexes = [index];
@@ -126,10 +122,6 @@ fn append_chunk(frontier: &Frontier, queue: Queue, priority: u8, sub: SubLane, c
         reach("enqueue.appended");
         frontier.queue(queue.place).deregister(xact::my_proc());
         notes::set_registered(None);
-        #[cfg(feature = "mutants")]
-        if mutant!("lock_given_back_early") {
-            rel.unlock_early(Lock::RowExclusive);
-        }
         reach("enqueue.deregistered");
         return Ok(());
     }
@@ -159,7 +151,7 @@ fn register(
         let mut held = frontier.queue(queue.place);
         if !queue.is_usable(&held) {
             None
-        } else if !frontier.is_open(track.generation) && !mutant!("no_recheck_of_open_segment") {
+        } else if !frontier.is_open(track.generation) {
             notes::set_registered(None);
             return Ok(Registration::SegmentMoved);
         } else {

@@ -90,7 +90,7 @@ fn begin(
     patience: &mut u32,
 ) -> Result<std::result::Result<(EntryRef, Entry), Answer>> {
     let partition = frontier.partition_of(job_id);
-    let holds = |entry: &Entry| entry.state == State::Claimed && (entry.lease == lease || mutant!("lease_ignored"));
+    let holds = |entry: &Entry| entry.state == State::Claimed && entry.lease == lease;
     loop {
         let found = frontier.with_partition(partition, |entries| {
             let slot = entries.find(job_id, holds)?;
@@ -117,7 +117,7 @@ fn begin(
                 let xid = xact::current_xid();
                 let marked = frontier.with_named(name, |now| {
                     // A rebuild resets the partition under this lock: an entry of a current frontier is not a restored one.
-                    let free = (now.close_xid == 0 || mutant!("close_xid_ignored")) && holds(now) && frontier.is_current();
+                    let free = now.close_xid == 0 && holds(now) && frontier.is_current();
                     if free {
                         now.close_xid = xid;
                         now.closing = Some(outcome);
@@ -139,9 +139,7 @@ fn begin(
 /// Completes a batch; answers in the order of the request.
 pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>> {
     let mut order: Vec<usize> = (0..jobs.len()).collect();
-    if !mutant!("batch_in_order_of_request") {
-        order.sort_unstable_by_key(|index| jobs.get(*index));
-    }
+    order.sort_unstable_by_key(|index| jobs.get(*index));
     let mut answers = vec![Answer::Stale; jobs.len()];
     let mut patience = CLAIM_COMMIT_WAITS;
     let mut by_segment: BTreeMap<i64, Copies> = BTreeMap::new();
@@ -149,9 +147,6 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
         let (Some((job_id, lease)), Some(answer)) = (jobs.get(index), answers.get_mut(index)) else { continue };
         *answer = match begin(frontier, *job_id, *lease, Outcome::Completed, &mut patience)? {
             Ok((_, entry)) => {
-                if mutant!("exit_searches_the_ring") {
-                    super::cancel::find_newest(frontier, *job_id)?;
-                }
                 by_segment.entry(entry.generation).or_default().push(entry.job_id, entry.hop);
                 Answer::Done(Outcome::Completed)
             }
@@ -159,7 +154,7 @@ pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>>
         };
     }
     let done_at = xact::now();
-    for (generation, copies) in by_segment.into_iter().filter(|_| !mutant!("completion_without_evidence")) {
+    for (generation, copies) in by_segment {
         let (segment, _ready) = segment_of(frontier, generation)?;
         evidence::append_done(&segment, done_at, &copies)?;
         reach("complete.recorded");
@@ -290,9 +285,7 @@ pub fn conclude_failure(
         outcome,
         errors: (outcome == Outcome::Failed).then_some(history),
     };
-    if !mutant!("failure_without_evidence") {
-        evidence::append_closures(&segment, &[closure])?;
-    }
+    evidence::append_closures(&segment, &[closure])?;
     reach("fail.closed");
     if dead_letter {
         dlq::add(frontier, entry, &segment, &ready, now, history)?;
@@ -324,11 +317,7 @@ pub fn snooze(frontier: &Frontier, job_id: i64, lease: i64, delay: i64) -> Resul
     let closure = Closure { closed_at: now, job_id, hop: entry.hop, tombstone: None, outcome: Outcome::Snooze, errors: None };
     evidence::append_closures(&segment, &[closure])?;
     reach("snooze.closed");
-    let next = NextCopy {
-        attempt: entry.attempt - i16::from(!mutant!("snooze_uses_up_an_attempt")),
-        run_at: now.saturating_add(delay),
-        errors: None,
-    };
+    let next = NextCopy { attempt: entry.attempt - 1, run_at: now.saturating_add(delay), errors: None };
     append_next(frontier, &entry, &segment, &ready, next)?;
     Ok(Answer::Done(Outcome::Snooze))
 }

@@ -91,7 +91,7 @@ fn search(frontier: &Frontier, name: &[u8]) -> Option<Queue> {
 pub fn is_visible(place: u16, queue: &QueueFrontier) -> bool {
     match queue.existence {
         Existence::Live | Existence::Dropping => true,
-        Existence::Creating => notes::created_here(place) || mutant!("queue_shown_before_its_commit"),
+        Existence::Creating => notes::created_here(place),
         Existence::Free => false,
     }
 }
@@ -121,7 +121,6 @@ impl Queue {
             && match queue.existence {
                 Existence::Live => true,
                 Existence::Creating => notes::created_here(self.place),
-                Existence::Dropping if mutant!("queue_being_dropped_takes_jobs") => true,
                 Existence::Free | Existence::Dropping => false,
             }
     }

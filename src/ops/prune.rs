@@ -6,8 +6,6 @@
 //! nor opened, and the next prune truncates it again. Any sealed segment may go; what holds one does not stop the others.
 //! Locks: ShareRowExclusive on the ledger; Share, later AccessExclusive, on the segment; all only if they are free.
 
-#[cfg(feature = "mutants")]
-mod by_count;
 mod patience;
 
 pub use patience::look_soon;
@@ -112,7 +110,7 @@ fn step(frontier: &Frontier, worth_a_proof: impl Fn(bool, &Standing) -> bool) ->
             Ok(kept) if held.as_ref().is_none_or(|other| urgency(&kept) > urgency(other)) => held = Some(kept),
             Ok(_) => {}
             // Jobs that cannot be kept, or rows that contradict each other, hold their segment, not the others.
-            Err(error) if is_of_a_row(&error) && !mutant!("one_bad_segment_stops_prune") => fault = fault.or(Some(error)),
+            Err(error) if is_of_a_row(&error) => fault = fault.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -157,7 +155,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
         return Ok(about("skipped_active", segment, Some(reason)));
     }
     // To the end of the transaction: nobody supersedes the end of a job whose fate is being decided here.
-    if !mutant!("prune_proves_without_lock") && Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
+    if Rel::open_if_lockable(info.ready, Lock::Share)?.is_none() {
         return Ok(about("blocked", segment, holders(&lock_conflicts(info.ready, Lock::Share))));
     }
     frontier.check_current()?;
@@ -166,9 +164,7 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
         return Ok(about("skipped_active", segment, Some(reason)));
     }
     reach("prune.proved");
-    if !mutant!("retention_skipped") {
-        xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
-    }
+    xact::subtransaction(|| retention::keep(frontier, info, &mut history))?;
     reach("prune.kept");
     sql::as_owner(frontier.ledger, || ledger::append(segment.generation, segment.slot, "prune_started", xact::now()))?;
     notes::reserve(frontier, 1 + usize::from(frontier.queue_slots()))?;
@@ -187,15 +183,8 @@ fn start(frontier: &Frontier, segment: &Segment, info: &SegmentInfo, standing: &
 /// Per job, never by counting: every committed copy must be closed, and no row may be of an unfinished transaction.
 /// `history`: finished jobs by queue.
 fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i32, Counts>) -> Result<Option<String>> {
-    if mutant!("prune_without_proof") {
-        return Ok(None);
-    }
     let rel = Rel::open(info.ready, Lock::AccessShare)?;
     let fold = build::read_evidence(info, false)?.fold;
-    #[cfg(feature = "mutants")]
-    if mutant!("prune_proof_by_count") && by_count::looks_closed(info, &rel)? {
-        return Ok(None);
-    }
     // From the table, not from memory: a queue that is not known to have been dropped is alive.
     let dropped = sql::as_owner(frontier.ledger, queues::dropped_ids)?;
     let mut scan = HeapScan::begin(&rel);
@@ -230,7 +219,7 @@ fn unfinished(frontier: &Frontier, info: &SegmentInfo, history: &mut BTreeMap<i3
 fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Result<Outcome> {
     let started = sql::as_owner(frontier.ledger, || ledger::started_at(segment.generation))?.unwrap_or(i64::MIN);
     let due = started.saturating_add(settings::prune_grace());
-    if xact::now() < due && !mutant!("prune_without_grace") {
+    if xact::now() < due {
         return Ok(about("waiting", segment, Some(format!("{} ms of awa.prune_grace are left", (due - xact::now()) / 1000))));
     }
     if !truncation_is_safe_here() {
@@ -246,12 +235,8 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     let mut toast = Vec::new();
     for oid in [info.ready, info.closures, info.done, info.claims] {
         let conflicts = lock_conflicts(oid, Lock::AccessExclusive);
-        if !conflicts.is_empty() && !mutant!("prune_waits_for_readers") {
+        if !conflicts.is_empty() {
             return Ok(about("blocked", segment, holders(&conflicts)));
-        }
-        if mutant!("prune_waits_for_readers") {
-            tables.push(Rel::open(oid, Lock::AccessExclusive)?);
-            continue;
         }
         match Rel::open_if_lockable(oid, Lock::AccessExclusive)? {
             Some(rel) => tables.push(rel),
@@ -275,12 +260,6 @@ fn truncate(frontier: &Frontier, segment: &Segment, info: &SegmentInfo) -> Resul
     }
     reach("prune.locked");
     let points = ["prune.ready_truncated", "prune.closures_truncated", "prune.done_truncated", "prune.claims_truncated"];
-    if mutant!("evidence_is_left") {
-        tables.truncate(1);
-    }
-    if mutant!("evidence_goes_first") {
-        tables.reverse();
-    }
     for (table, point) in tables.iter().zip(points) {
         truncate_in_place(table)?;
         reach(point);

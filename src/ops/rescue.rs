@@ -133,8 +133,7 @@ fn find(frontier: &Frontier, by: Overdue, now: i64) -> Selection<Found> {
                     held.existence == Existence::Live
                 };
                 // An attempt that was found in the log has no claim to wait for.
-                let settled =
-                    found.claim_xid == 0 || !exits::is_unsettled(found.claim_xid) || mutant!("rescue_of_unsettled_claim");
+                let settled = found.claim_xid == 0 || !exits::is_unsettled(found.claim_xid);
                 if wanted && settled && !is_set_aside(frontier, &found, now) {
                     selection.offer(queue, since, found);
                 }
@@ -172,10 +171,7 @@ fn lock_segments(frontier: &Frontier, jobs: &mut Vec<Found>) -> Result<()> {
         }
     }
     // A rebuild or an index being built holds the dead letters for a while: attempts that would become one wait for it, others do not.
-    if jobs.iter().any(|job| job.dies)
-        && !mutant!("rescue_waits_for_dead_letters")
-        && Rel::open_if_lockable(Shelf::DeadLetters.table()?, Lock::RowExclusive)?.is_none()
-    {
+    if jobs.iter().any(|job| job.dies) && Rel::open_if_lockable(Shelf::DeadLetters.table()?, Lock::RowExclusive)?.is_none() {
         jobs.retain(|job| !job.dies);
     }
     frontier.check_current()
@@ -193,7 +189,7 @@ fn end_all(frontier: &Frontier, by: Overdue, jobs: &[Found], now: i64, report: &
     });
     match (ended, jobs) {
         (Ok(ended), _) => report.rescued += ended,
-        (Err(error), _) if !is_of_a_row(&error) || mutant!("one_bad_job_stops_rescue") => return Err(error),
+        (Err(error), _) if !is_of_a_row(&error) => return Err(error),
         // The queue is being dropped, its jobs with it.
         (Err(error), [_]) if error.code == Code::ERRCODE_UNDEFINED_OBJECT => {}
         (Err(error), [job]) => set_aside(frontier, job, error, now, report),
@@ -217,10 +213,10 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
     reach("rescue.found");
     let marked = frontier.with_named(name, |entry| {
         let same = entry.lease == job.lease && entry.claim_xid == job.claim_xid && frontier.is_current();
-        if (!same || overdue_since(entry, by, now).is_none()) && !mutant!("rescue_without_second_look") {
+        if !same || overdue_since(entry, by, now).is_none() {
             return None;
         }
-        let outcome = if mutant!("rescue_ignores_max_attempts") { End::Retry } else { exits::failure_outcome(entry, false) };
+        let outcome = exits::failure_outcome(entry, false);
         entry.close_xid = xid;
         entry.closing = Some(outcome);
         Some((*entry, outcome))
@@ -237,9 +233,6 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
         Overdue::Deadline => b"deadline of the attempt expired",
         Overdue::Heartbeat => b"heartbeat lost",
     };
-    if mutant!("rescue_without_evidence") {
-        return Ok(true);
-    }
     exits::conclude_failure(frontier, &entry, outcome, Some(reason), None)?;
     Ok(true)
 }

@@ -81,7 +81,7 @@ fn from_ring(frontier: &Frontier, ended: &Ended, changes: &Changes) -> Result<Re
             lane: head.lane,
             hop: head.hop + 1,
             kind_id: head.kind_id,
-            attempt: if mutant!("retried_job_stays_exhausted") { head.max_attempts } else { 0 },
+            attempt: 0,
             max_attempts: head.max_attempts,
             enqueued_at: row.i64(ready::ENQUEUED_AT).or(Some(head.key)),
             tags: row.copy_datum(ready::TAGS),
@@ -118,8 +118,7 @@ pub fn take_from_shelf(frontier: &Frontier, shelf: Shelf, job_id: i64, completed
         if !sql::as_owner(frontier.ledger, || finished::standing(shelf, job_id))?.is_some_and(wanted) {
             return Ok(None);
         }
-        let lock = !mutant!("shelf_taken_without_the_ring");
-        let _open = if lock { Some(ready::open_for_write(&frontier.open_segment()?)?) } else { None };
+        let _open = ready::open_for_write(&frontier.open_segment()?)?;
         frontier.check_current()?;
         notes::reserve(frontier, 1)?;
         reach("retry.shelf_found");

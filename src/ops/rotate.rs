@@ -26,9 +26,6 @@ use crate::store::{instance, ledger, segments};
 pub fn rotate(frontier: &Frontier) -> Result<Outcome> {
     refuse_used_transaction()?;
     refuse_old_snapshot("awa.rotate()")?;
-    if mutant!("rotation_waits") {
-        drop(Rel::open(frontier.ledger, Lock::ShareRowExclusive)?);
-    }
     let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else { return Ok(busy()) };
     frontier.check_current()?;
     sql::as_owner(frontier.ledger, instance::check)?;
@@ -45,7 +42,7 @@ pub fn rotate_if_due(frontier: &Frontier) -> Result<Outcome> {
     let asked = frontier.rotation_asked_for();
     let Some(bytes) = bytes_of(&open)? else { return Ok(busy()) };
     let due = limits.due(xact::now().saturating_sub(open.opened_at), bytes, asked.is_some());
-    if due == Due::No || mutant!("rotation_never_due") {
+    if due == Due::No {
         return Ok(Outcome::new("nothing"));
     }
     let Some(_ledger) = Rel::open_if_lockable(frontier.ledger, Lock::ShareRowExclusive)? else { return Ok(busy()) };
@@ -135,7 +132,7 @@ fn one_is_being_freed(frontier: &Frontier) -> bool {
 
 /// The ledger and the queues must be read as they are now.
 pub fn refuse_old_snapshot(verb: &str) -> Result<()> {
-    if !xact::isolation_uses_snapshot() || mutant!("old_snapshot_rotates") {
+    if !xact::isolation_uses_snapshot() {
         return Ok(());
     }
     Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, format!("{verb} needs isolation level READ COMMITTED"))

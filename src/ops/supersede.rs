@@ -96,7 +96,7 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
         if let Some((_, entry)) = cancel::entry_of(frontier, job_id) {
             match (entry.close_xid, entry.closing) {
                 (0, _) => return Ok(Ring::NotFinished),
-                (xid, _) if !is_own(xid) && !mutant!("superseding_does_not_wait") => {
+                (xid, _) if !is_own(xid) => {
                     xact::wait_for_xid(xid);
                     continue;
                 }
@@ -125,17 +125,12 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
         let Some((name, guard)) = stand_guard(frontier, &found, place, by)? else { continue };
         notes::push(notes::Note::Superseding { entry: name, queue: place, queue_id: lane.queue_id, ended: outcome });
         reach("supersede.guarded");
-        let ready = if mutant!("redrive_without_lock") {
-            Rel::open(found.segment.ready, Lock::AccessShare)?
-        } else {
-            ready::open_for_write(&found.segment)?
-        };
+        let ready = ready::open_for_write(&found.segment)?;
         frontier.check_current()?;
-        let alive = frontier.segment(found.segment.generation).is_some_and(|now| now.state != SegmentState::PruneStarted)
-            || mutant!("redrive_without_lock");
+        let alive = frontier.segment(found.segment.generation).is_some_and(|now| now.state != SegmentState::PruneStarted);
         let end = if alive { end_of(&found.segment, job_id, found.head.hop)? } else { None };
         match end {
-            Some((still, errors)) if still == outcome || mutant!("redrive_without_second_look") => {
+            Some((still, errors)) if still == outcome => {
                 return Ok(Ring::Mine(Box::new(Ended { segment: found.segment, ready, guard, errors })));
             }
             _ => {

@@ -97,11 +97,7 @@ pub fn is_of_a_row(error: &Error) -> bool {
 
 /// One step in a session that comes back at each tick: it remembers what needs no look for a while.
 pub fn run_at_tick(frontier: &Frontier, task: Task) -> Result<Outcome> {
-    if mutant!("idle_tick_takes_a_transaction_id") {
-        crate::pg::xact::current_xid();
-    }
     match task {
-        Task::RescueExpiredDeadlines | Task::RescueStaleHeartbeats if mutant!("nobody_is_rescued") => Ok(Outcome::new("nothing")),
         Task::PromoteDeferred => deferred::promote_if_due(frontier),
         Task::Retention => retention::expire_if_due(frontier),
         other => run(frontier, other),

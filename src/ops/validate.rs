@@ -30,7 +30,6 @@ pub fn queue_name(name: &[u8]) -> Result<()> {
 
 /// From 1..4 as users see it to 0..3.
 pub fn priority(value: i32) -> Result<u8> {
-    let value = if mutant!("priority_not_validated") { value.clamp(1, limits::PRIORITIES as i32) } else { value };
     u8::try_from(value).ok().filter(|p| (1..=limits::PRIORITIES as u8).contains(p)).map(|p| p - 1).ok_or_else(|| {
         invalid(format!("priority must be between 1 and {}", limits::PRIORITIES))
             .detail(format!("It is {value}."))
@@ -39,7 +38,7 @@ pub fn priority(value: i32) -> Result<u8> {
 }
 
 pub fn max_attempts(value: i32) -> Result<i16> {
-    if !(1..=limits::MAX_ATTEMPTS).contains(&value) && !mutant!("max_attempts_not_validated") {
+    if !(1..=limits::MAX_ATTEMPTS).contains(&value) {
         return Err(invalid(format!("max_attempts must be between 1 and {}", limits::MAX_ATTEMPTS))
             .detail(format!("It is {value}."))
             .hint("1 means that a job is never tried again."));

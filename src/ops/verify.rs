@@ -75,9 +75,7 @@ pub fn rebuild(frontier: &Frontier) -> Result<i64> {
     let _ledger = Rel::open(frontier.ledger, Lock::ShareRowExclusive)?;
     // Waits for whoever is creating, changing or dropping a queue, and keeps others out.
     let _definitions = Rel::open(queues::table()?, Lock::Exclusive)?;
-    if !mutant!("rebuild_does_not_wait") {
-        keep_users_out(frontier)?;
-    }
+    keep_users_out(frontier)?;
     build::rebuild(frontier)
 }
 

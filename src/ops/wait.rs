@@ -22,7 +22,7 @@ const LONGEST_US: i64 = 60_000_000;
 pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> Result<()> {
     let queue = handle::resolve(frontier, name)?;
     notes::reserve(frontier, 0)?;
-    let _no_snapshot = if mutant!("wait_keeps_its_snapshot") { None } else { Some(leave_snapshot(call)?) };
+    let _no_snapshot = leave_snapshot(call)?;
     let until = xact::now().saturating_add(timeout);
     notes::set_waiting(Some(queue.place));
     {
@@ -32,14 +32,9 @@ pub fn wait(frontier: &Frontier, call: &Call<'_>, name: &[u8], timeout: i64) -> 
     let sleeper = frontier.work_sleeper(queue.place);
     reach("wait.joined");
     loop {
-        if !mutant!("looks_before_it_joins") {
-            sleeper.prepare();
-        }
+        sleeper.prepare();
         let Some(look_again) = next_look(frontier, queue) else { break };
         reach("wait.looked");
-        if mutant!("looks_before_it_joins") {
-            sleeper.prepare();
-        }
         let now = xact::now();
         if now >= until {
             break;
@@ -66,7 +61,6 @@ fn next_look(frontier: &Frontier, queue: Queue) -> Option<i64> {
     };
     match plan {
         Plan::Nothing { next } if has_gaps => Some(next.min(now + GAP_POLL_US)),
-        Plan::Nothing { .. } if mutant!("due_time_slept_over") => Some(i64::MAX),
         Plan::Nothing { next } => Some(next),
         Plan::Busy => Some(now + GAP_POLL_US),
         Plan::Holes { .. } | Plan::Gap { .. } | Plan::Scan { .. } => None,

@@ -66,11 +66,7 @@ impl Worker<'_> {
         fill(&mut worker.bgw_library_name, env!("CARGO_PKG_NAME"));
         fill(&mut worker.bgw_function_name, self.function);
         worker.bgw_flags = (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
-        worker.bgw_start_time = if mutant!("workers_come_in_recovery") {
-            pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState
-        } else {
-            pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished
-        };
+        worker.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
         worker.bgw_restart_time = self.restart.unwrap_or(pg_sys::BGW_NEVER_RESTART);
         worker.bgw_main_arg = pg_sys::Datum::from(self.arg);
         worker

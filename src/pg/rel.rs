@@ -102,13 +102,6 @@ impl Rel {
         self.reference.ptr.as_ptr()
     }
 
-    /// For `make mutants`: breaks the rule that a lock is kept to the end of the transaction.
-    #[cfg(feature = "mutants")]
-    pub fn unlock_early(&self, lock: Lock) {
-        // SAFETY: the lock was taken by this transaction. Warns at most, if it was not.
-        unsafe { pg_sys::UnlockRelationOid(self.oid(), lock.mode()) }
-    }
-
     pub fn oid(&self) -> Oid {
         // SAFETY: `self` is live; reads a field, cannot raise.
         unsafe { (*self.raw()).rd_id }

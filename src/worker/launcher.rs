@@ -99,7 +99,7 @@ pub fn run(_arg: u64) {
 impl Launcher {
     /// Maintainers that an earlier launcher has started go on. A place that waits is known, too: its database may have gone meanwhile.
     fn adopt_workers(&mut self) {
-        for place in (0..self.workers.places()).filter(|_| !mutant!("launcher_takes_over_nobody")) {
+        for place in 0..self.workers.places() {
             let (database, standing) = self.workers.with_place(place, |place| (place.database, place.standing));
             let case = match standing {
                 Standing::Free => continue,
@@ -211,7 +211,6 @@ impl Launcher {
                     workers.keep_waiting(place, &line("asked to leave"));
                     known.case = Case::Due;
                 }
-                Verdict::Unknown if mutant!("ended_worker_stays_away") => known.case = Case::WithoutExtension { since: now },
                 Verdict::Unknown => {
                     known.failures = if life >= GOOD_LIFE { 1 } else { known.failures.saturating_add(1) };
                     let pause = Duration::from_micros(restart_pause(known.failures).unsigned_abs());
@@ -284,7 +283,7 @@ impl Launcher {
                 known.starves = false;
             }
             None => {
-                known.case = if mutant!("starved_worker_forgotten") { Case::WithoutExtension { since: now } } else { pause };
+                known.case = pause;
                 known.starves = true;
                 self.workers.keep_waiting(place, &line("the server has no place for another background worker"));
                 if !std::mem::replace(&mut self.starving, true) {

@@ -77,9 +77,6 @@ fn activity(task: Task) -> CString {
 /// command's deadlock_timeout. A commit waits for no standby: one that is missing would keep a prune, which holds AccessExclusive, waiting
 /// for ever; a failover loses no more than the end of the log, and maintenance that is lost with it is done again.
 fn fix_settings() {
-    if mutant!("settings_of_the_database_hold") {
-        return;
-    }
     bgworker::lift_timeouts();
     let fixed: [(&'static CStr, &'static CStr); 9] = [
         (c"application_name", c"awa_queue maintainer"),
@@ -119,9 +116,6 @@ impl Maintainer {
             if self.now() >= next_look {
                 next_look = self.now().saturating_add(tick);
                 match self.look() {
-                    Found::NoExtension if mutant!("maintainer_outlives_the_extension") => {
-                        self.stand(Standing::Idle, Line::new());
-                    }
                     Found::NoExtension => return Verdict::NoExtension,
                     Found::Idle(reason) => self.stand(Standing::Idle, reason),
                     Found::Ready => self.stand(Standing::Working, Line::new()),
@@ -260,7 +254,7 @@ impl Maintainer {
     fn report(&mut self, index: usize, task: Task, outcome: &Result<Outcome>) {
         let Some(complaint) = self.complaints.get_mut(index) else { return };
         match outcome {
-            Err(error) if complaint.as_deref() != Some(error.message.as_str()) || mutant!("failure_told_each_time") => {
+            Err(error) if complaint.as_deref() != Some(error.message.as_str()) => {
                 *complaint = Some(error.message.clone());
                 let mut shown = Error::new(
                     error.code,
@@ -297,9 +291,6 @@ impl Maintainer {
 
 /// 40001 and 40P01: somebody else was faster; 55P03: a lock was not free.
 fn is_in_the_way(error: &Error) -> bool {
-    if mutant!("lock_is_a_failure") {
-        return false;
-    }
     [Code::ERRCODE_LOCK_NOT_AVAILABLE, Code::ERRCODE_T_R_SERIALIZATION_FAILURE, Code::ERRCODE_T_R_DEADLOCK_DETECTED]
         .contains(&error.code)
 }
@@ -307,17 +298,16 @@ fn is_in_the_way(error: &Error) -> bool {
 /// In a transaction. Writes nothing.
 fn look() -> Result<Found> {
     let Some(version) = extension::version()? else { return Ok(Found::NoExtension) };
-    if version != env!("CARGO_PKG_VERSION") && !mutant!("version_not_compared") {
+    if version != env!("CARGO_PKG_VERSION") {
         let reason = format!("version {version} of the extension, version {} of the library", env!("CARGO_PKG_VERSION"));
         return Ok(Found::Idle(line(&reason)));
     }
-    if !settings::maintenance() && !mutant!("cannot_be_switched_off") {
+    if !settings::maintenance() {
         return Ok(Found::Idle(line("awa.maintenance is off")));
     }
     // At each look: a restore may begin at any time.
     Ok(match sql::as_owner(ledger_oid()?, instance::owned)? {
         None => Found::Idle(line("no queue was created yet")),
-        Some(false) if mutant!("copy_takes_over") => Found::Ready,
         Some(false) => {
             Found::Idle(line("the jobs belong to another server or database, or a restore is under way; see awa.doctor()"))
         }

@@ -28,6 +28,6 @@ pub fn register() {
         return;
     }
     utility::watch(shared::before_command);
-    let restart = if mutant!("launcher_comes_once") { None } else { Some(5) };
-    Worker { name: "awa_queue launcher", kind: "awa_queue launcher", function: "awa_launcher_main", arg: 0, restart }.register();
+    Worker { name: "awa_queue launcher", kind: "awa_queue launcher", function: "awa_launcher_main", arg: 0, restart: Some(5) }
+        .register();
 }

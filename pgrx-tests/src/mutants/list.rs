@@ -1,6 +1,6 @@
 //! The rules, the tests that must notice, and where the rule is in the code.
 //!
-//! A test (`sources`) compares this list with the places in the code and with the tests that there are.
+//! A test (`sources`) compares this list with the patch on the code and with the tests that there are.
 
 use super::Mutant;
 

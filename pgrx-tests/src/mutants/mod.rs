@@ -1,11 +1,12 @@
 //! `awa mutants`: each rule of the server code is broken once, and the test that is named for it must fail.
 //!
-//! The library is built once with the feature `mutants`; which rule is broken, the server learns from `AWA_MUTANT` when it starts. Each
-//! mutant is a run of `awa test` of its own, with nothing left of the one before. First all the named tests run with no rule broken.
+//! The library is built once, from a copy of the source with `pgrx-tests/mutants/server.patch` (`tree`); which rule is broken, the server
+//! learns from `AWA_MUTANT` when it starts. Each mutant is a run of `awa test` of its own, with nothing left of the one before. First all the named tests run with no rule broken.
 
 mod list;
 #[cfg(test)]
 mod sources;
+pub mod tree;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use super::{ALSO, MUTANTS};
+use super::{ALSO, MUTANTS, tree};
 use crate::suites::CASES;
 
 fn repo() -> PathBuf {
@@ -13,6 +14,16 @@ fn repo() -> PathBuf {
 
 fn read(path: &str) -> String {
     fs::read_to_string(repo().join(path)).unwrap()
+}
+
+/// The source with the mutants in it.
+fn broken() -> &'static Path {
+    static MADE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let into = repo().join("target/mutants/checked");
+        tree::changed_into(&repo(), &into).unwrap();
+        into
+    });
+    &MADE
 }
 
 fn each_source(dir: &Path, body: &mut dyn FnMut(&Path, &str)) {
@@ -54,10 +65,16 @@ fn scripts() -> BTreeSet<String> {
 }
 
 #[test]
+fn the_patch_fits_the_source() {
+    assert!(broken().join("src/mutants.rs").is_file());
+    assert!(!repo().join("src/mutants.rs").exists(), "mutants are in the patch only");
+}
+
+#[test]
 fn every_rule_that_can_be_broken_has_a_test() {
     let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     let mut protocol = read("src/protocol/tests/model/mutants.rs");
-    each_source(&repo().join("src"), &mut |path, text| {
+    each_source(&broken().join("src"), &mut |path, text| {
         if path.ends_with("mutants.rs") || path.components().any(|part| part.as_os_str() == "tests") {
             return;
         }
@@ -65,7 +82,7 @@ fn every_rule_that_can_be_broken_has_a_test() {
             places.entry(name.to_owned()).or_default().push(path.to_owned());
         }
         // Unit tests of the crate name their mutants in its own sources.
-        if path.starts_with(repo().join("src/protocol"))
+        if path.starts_with(broken().join("src/protocol"))
             && let Some((_, tests)) = text.split_once("#[cfg(test)]")
         {
             protocol.push_str(tests);
@@ -74,7 +91,7 @@ fn every_rule_that_can_be_broken_has_a_test() {
     let listed: BTreeSet<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
     assert_eq!(listed.len(), MUTANTS.len(), "a name is listed twice");
     for (name, files) in &places {
-        let only_protocol = files.iter().all(|file| file.starts_with(repo().join("src/protocol")));
+        let only_protocol = files.iter().all(|file| file.starts_with(broken().join("src/protocol")));
         let modelled = only_protocol && protocol.contains(&format!("\"{name}\""));
         assert!(listed.contains(name.as_str()) || modelled, "{name} in {files:?} has no test");
     }
@@ -87,7 +104,11 @@ fn every_rule_that_can_be_broken_has_a_test() {
 fn every_place_of_a_mutant_is_a_file_that_breaks_it() {
     for mutant in MUTANTS {
         let file = mutant.place.split([':', ',']).next().unwrap();
-        assert!(broken_in(&read(file)).any(|name| name == mutant.name), "{file} does not break {}", mutant.name);
+        assert!(
+            broken_in(&fs::read_to_string(broken().join(file)).unwrap()).any(|name| name == mutant.name),
+            "{file} does not break {}",
+            mutant.name
+        );
     }
 }
 

@@ -27,7 +27,7 @@ fn on_pre_commit() -> Result<()> {
         reach("session.pre_commit");
     }
     if let Some(position) = CLAIM_ONLY.take()
-        && (position == xact::xact_last_rec_end() || mutant!("every_claim_asynchronous"))
+        && position == xact::xact_last_rec_end()
         && crate::settings::asynchronous_claim()
     {
         xact::lower_synchronous_commit_here();
@@ -38,7 +38,7 @@ fn on_pre_commit() -> Result<()> {
 /// Claims and exits are fenced by memory of this server process: they cannot outlive it in a prepared transaction.
 fn on_pre_prepare() -> Result<()> {
     let refused = NOTES.with_borrow(|notes| notes.iter().any(|noted| !matches!(noted.note, Note::Enqueued { .. })));
-    if refused && !mutant!("claims_may_be_prepared") {
+    if refused {
         return Err(Error::new(
             Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             "cannot prepare a transaction that has claimed, finished or cancelled jobs, or changed queues",
@@ -70,9 +70,7 @@ fn on_prepare() {
         reach("session.prepare");
         NOTES.with_borrow(|notes| {
             for noted in notes.iter() {
-                if let Note::Enqueued { queue, rows, .. } = noted.note
-                    && !mutant!("prepare_wakes_nobody")
-                {
+                if let Note::Enqueued { queue, rows, .. } = noted.note {
                     frontier.wake_work(queue, rows as u64);
                 }
             }
@@ -93,17 +91,13 @@ fn finish_session_state() {
         PROMISED.set((0, 0));
         return;
     }
-    if let Some(queue) = REGISTERED.take()
-        && !mutant!("registration_outlives_its_call")
-    {
+    if let Some(queue) = REGISTERED.take() {
         frontier.queue(queue).deregister(process);
     }
     leave_waiting(&frontier);
     settle_promise(&frontier);
     drop_unpublished(&frontier);
-    if !mutant!("turn_outlives_its_call") {
-        end_turn(&frontier);
-    }
+    end_turn(&frontier);
 }
 
 /// A row that was reserved and not passed yet: its entry goes before the turn does, or the next scan would take it for somebody's.
@@ -131,9 +125,7 @@ fn on_sub_abort(mine: u32) {
     let Some(frontier) = FRONTIER.get() else { return };
     reach("session.sub_abort");
     let current = frontier.is_current();
-    while let Some(note) =
-        NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine && !mutant!("savepoint_rollback_forgotten")))
-    {
+    while let Some(note) = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| noted.sub == mine)) {
         if current {
             undo(&frontier, note.note);
         }
@@ -219,7 +211,7 @@ impl Tally {
                 totals.carried += change.totals.carried;
                 queue.waiters
             };
-            if waiters > 0 && change.appended > 0 && !mutant!("commit_wakes_nobody") {
+            if waiters > 0 && change.appended > 0 {
                 self.frontier.wake_work(change.queue, change.appended.min(u64::from(waiters)));
             }
         }
@@ -280,7 +272,6 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             change.counts.running += 1;
             change.totals.claimed += 1;
         }
-        Note::HistoryGone { .. } if mutant!("history_counted_for_ever") => {}
         Note::HistoryGone { queue, queue_id, counts } => {
             take_off(&mut tally.of(queue, queue_id).counts, &counts);
         }
@@ -293,7 +284,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         Note::Closing { entry, queue, queue_id, outcome } => {
             drop_entry(frontier, entry);
             let change = tally.of(queue, queue_id);
-            change.counts.running -= i64::from(!mutant!("running_not_counted_down"));
+            change.counts.running -= 1;
             count_finished(&mut change.counts, outcome, 1);
             match outcome {
                 Outcome::Completed => change.totals.completed += 1,
@@ -342,11 +333,8 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         }
         Note::QueueSettings { queue, settings } => {
             frontier.queue(queue).settings = settings;
-            if !mutant!("changed_settings_wake_nobody") {
-                frontier.wake_work(queue, u64::MAX);
-            }
+            frontier.wake_work(queue, u64::MAX);
         }
-        Note::QueueDropped { .. } if mutant!("dropped_queue_keeps_its_entries") => {}
         Note::QueueDropped { queue } => forget_queue(frontier, queue),
         Note::SegmentOpened { segment } => frontier.change_ring(|segments| {
             for older in segments.iter_mut().filter(|older| older.state == awa_protocol::ring::SegmentState::Open) {
@@ -354,7 +342,6 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             }
             let _ = segments.push(segment);
         }),
-        Note::SegmentPruneStarted { .. } if mutant!("prune_start_not_told") => {}
         Note::SegmentPruneStarted { generation } => {
             frontier.change_ring(|segments| {
                 for segment in segments.iter_mut().filter(|segment| segment.generation == generation) {
@@ -363,13 +350,17 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             });
             // Nothing in it can be claimed: what its tracks and gaps still promise would only keep sleepers awake. Not under the lock
             // of the ring, below which no other is taken.
-            forget_generation(frontier, generation);
+            for place in 0..frontier.queue_slots() {
+                frontier.queue(place).forget_generation(generation);
+            }
         }
         Note::FrontierVoid => build::void(frontier),
         Note::SegmentPruned { generation, slot } => {
             frontier.change_ring(|segments| segments.retain(|segment| segment.generation != generation));
             frontier.set_tombstones(slot, false);
-            forget_generation(frontier, generation);
+            for place in 0..frontier.queue_slots() {
+                frontier.queue(place).forget_generation(generation);
+            }
         }
     }
 }
@@ -384,15 +375,6 @@ fn drop_entry(frontier: &Frontier, entry: EntryRef) {
     });
     if let Some(queue) = gone {
         frontier.return_entries(queue, 1);
-    }
-}
-
-/// Neither tracks nor gaps of this segment any more.
-fn forget_generation(frontier: &Frontier, generation: i64) {
-    for place in 0..frontier.queue_slots() {
-        if !mutant!("no_recheck_of_live_segment") {
-            frontier.queue(place).forget_generation(generation);
-        }
     }
 }
 
@@ -419,13 +401,12 @@ fn undo(frontier: &Frontier, note: Note) {
     match note {
         Note::Enqueued { .. } | Note::Undeferred { .. } | Note::QueueSettings { .. } | Note::Rescued { .. } => {}
         Note::Claimed { entry, queue, published, .. } => {
-            if published && !mutant!("rolled_back_claim_is_lost") {
+            if published {
                 give_back(frontier, entry, queue);
             } else {
                 drop_entry(frontier, entry);
             }
         }
-        Note::Closing { .. } if mutant!("closing_not_undone") => {}
         Note::Closing { entry, .. } => {
             frontier.with_named(entry, |entry| {
                 entry.close_xid = 0;
@@ -449,9 +430,6 @@ fn undo(frontier: &Frontier, note: Note) {
             }
         }
         // A scan may have passed the guard: the row has ended all the same.
-        Note::Superseding { entry, queue, .. } if mutant!("superseding_guard_becomes_a_hole") => {
-            give_back(frontier, entry, queue)
-        }
         Note::Superseding { entry, .. } => drop_entry(frontier, entry),
         Note::Moving { old, new, queue, .. } => {
             if frontier.with_partition(old.partition, |partition| partition.abandon_move(old, new)) {
@@ -492,7 +470,7 @@ pub fn give_back(frontier: &Frontier, name: EntryRef, queue: u16) {
         }
         held.waiters
     };
-    if waiters > 0 && !mutant!("rollback_wakes_nobody") {
+    if waiters > 0 {
         frontier.wake_work(queue, 1);
     }
 }

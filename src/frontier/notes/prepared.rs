@@ -32,9 +32,6 @@ pub fn settle_prepared(frontier: &Frontier) {
         cell.waiting.swap_remove(index);
         drop(cell);
         let mut queue = frontier.queue(entry.queue);
-        if mutant!("prepared_jobs_not_counted") {
-            continue;
-        }
         if state == XidState::Committed && queue.queue_id == entry.queue_id && queue.existence != Existence::Free {
             *waiting(&mut queue.counts, entry.sub) += entry.rows;
             queue.totals.enqueued += entry.rows as u64;

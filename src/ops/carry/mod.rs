@@ -51,7 +51,7 @@ pub fn carry_forward(frontier: &Frontier) -> Result<Outcome> {
         jobs: settings::carry_jobs(),
     };
     let mut sealed = live.iter().filter(|info| info.state == SegmentState::Sealed).peekable();
-    if !ring.is_felt() || mutant!("nobody_is_carried") || ring.jobs == 0 || sealed.peek().is_none() {
+    if !ring.is_felt() || ring.jobs == 0 || sealed.peek().is_none() {
         return Ok(Outcome::new("nothing"));
     }
     let mut skipped = None;

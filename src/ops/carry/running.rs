@@ -103,19 +103,14 @@ impl Step<'_> {
         self.running.sort_unstable_by_key(|job| job.seen.lease);
         let terms = |entry: &Entry| (entry.claimed_at, entry.deadline, entry.heartbeat_timeout);
         let follows = |a: &Running, b: &Running| b.seen.lease == a.seen.lease + 1 && terms(&a.seen) == terms(&b.seen);
-        for run in self.running.chunk_by(follows).filter(|_| !mutant!("carried_attempt_without_claim")) {
+        for run in self.running.chunk_by(follows) {
             let Some(first) = run.first() else { continue };
             let (claimed_at, deadline_at, heartbeat_timeout) = terms(&first.seen);
             let mut copies = Copies::default();
             for job in run {
                 copies.push(job.row.head.job_id, job.row.head.hop + 1);
             }
-            let claim = ClaimTerms {
-                claimed_at,
-                deadline_at,
-                heartbeat_timeout,
-                first_lease: first.seen.lease + i64::from(mutant!("carried_attempt_with_new_lease")),
-            };
+            let claim = ClaimTerms { claimed_at, deadline_at, heartbeat_timeout, first_lease: first.seen.lease };
             evidence::append_claims(&open.info, &claim, &copies)?;
         }
         Ok(())

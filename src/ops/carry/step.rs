@@ -155,8 +155,7 @@ impl<'a> Step<'a> {
 
     /// False: it is left, and noted as such.
     fn takes_entry(&mut self, entry: &Entry) -> bool {
-        let is_settled = (entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid)))
-            || mutant!("unsettled_attempt_carried");
+        let is_settled = entry.close_xid == 0 && (entry.claim_xid == 0 || !is_unsettled(entry.claim_xid));
         match entry.state {
             State::Free => false,
             State::Hole if self.leaves_due(entry.queue) && self.is_due(Lane::from_number(entry.lane).sub, entry.key) => {
@@ -227,9 +226,6 @@ impl<'a> Step<'a> {
                 }
                 match row.state() {
                     RowState::Committed => self.guard_row(&standing.queue, *id, &row)?,
-                    RowState::InProgress(_) if mutant!("unfinished_rows_carried") => {
-                        self.guard_row(&standing.queue, *id, &row)?
-                    }
                     RowState::InProgress(_) | RowState::Own(_) => self.left.unfinished += 1,
                     RowState::Dead => {}
                 }
@@ -261,17 +257,15 @@ impl<'a> Step<'a> {
         reach("carry.waiting_appended");
         self.append_running()?;
         reach("carry.appended");
-        if !self.waiting.is_empty() && !mutant!("carry_sets_no_tombstone_flag") {
+        if !self.waiting.is_empty() {
             // Before the closures: a claimer who comes when the guards are gone must look for them.
             self.frontier.set_tombstones(info.slot, true);
         }
         let mut closures = Vec::new();
         reserve(&mut closures, self.waiting.len() + self.running.len())?;
-        closures.extend(self.waiting.iter().map(|job| self.closure(&job.row.head, !mutant!("carry_forgets_tombstone"))));
+        closures.extend(self.waiting.iter().map(|job| self.closure(&job.row.head, true)));
         closures.extend(self.running.iter().map(|job| self.closure(&job.row.head, false)));
-        if !mutant!("carry_without_closure") {
-            evidence::append_closures(&info, &closures)?;
-        }
+        evidence::append_closures(&info, &closures)?;
         reach("carry.closed");
         let (waiting, running) = (self.waiting.len() - deferred, self.running.len());
         let detail = format!("{waiting} waiting, {deferred} deferred, {running} running");

@@ -56,7 +56,7 @@ impl Row {
             kind_id: self.head.kind_id,
             attempt: self.head.attempt,
             max_attempts: self.head.max_attempts,
-            enqueued_at: Some(if mutant!("carried_job_looks_new") { xact::now() } else { self.enqueued_at }),
+            enqueued_at: Some(self.enqueued_at),
             tags: self.tags,
             metadata: self.metadata,
             errors: self.errors,

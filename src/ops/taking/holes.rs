@@ -95,7 +95,7 @@ impl Taker<'_> {
     }
 
     fn accept_hole(&mut self, row: &RawRow<'_>, name: EntryRef, entry: &Entry) {
-        if self.snapshot_bound && !row.visible_to_caller() && !mutant!("newer_holes_taken") {
+        if self.snapshot_bound && !row.visible_to_caller() {
             self.set_aside.push(name);
         } else {
             self.taken.push(copy_row(row, entry.generation, ready::head(row), entry.lease));

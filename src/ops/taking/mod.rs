@@ -23,7 +23,7 @@ use crate::frontier::{Asked, Frontier, SegmentInfo, wait_event};
 use crate::ops::handle::Queue;
 use crate::pg::points::reach;
 use crate::pg::rel::{Index, Lock, Rel};
-use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, XidState, has_ended, visible_to_caller, xid_state};
+use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_to_caller};
 use crate::pg::xact;
 use crate::store::ready;
 
@@ -169,8 +169,7 @@ impl<'f> Taker<'f> {
         let mut xids: Vec<u64> = Vec::new();
         let waiting = self.with_queue(|queue, _| queue.gap_xids());
         for xid in waiting {
-            let ended = if mutant!("gap_asks_the_commit_log") { xid_state(xid) == XidState::Committed } else { has_ended(xid) };
-            if ended && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
+            if has_ended(xid) && !self.avoid_gaps.contains(&xid) && (!self.snapshot_bound || visible_to_caller(xid)) {
                 xids.push(xid);
             }
         }
@@ -187,7 +186,7 @@ impl<'f> Taker<'f> {
         self.frontier.check_current()?;
         // The lock is ours now: the segment must still be what we took it for.
         let usable = |now: SegmentInfo| now.slot == info.slot && now.state != SegmentState::PruneStarted;
-        if !self.frontier.segment(generation).is_some_and(usable) && !mutant!("no_recheck_of_live_segment") {
+        if !self.frontier.segment(generation).is_some_and(usable) {
             return Ok(None);
         }
         let index = ready::open_index(&rel, &info)?;
@@ -244,7 +243,7 @@ impl<'f> Taker<'f> {
     /// A lane that can note no further unfinished transaction goes on in the next segment.
     fn ask_if_gaps_are_full(&self, track: TrackId) {
         let full = self.with_queue(|queue, _| queue.gaps_are_full());
-        if full && !mutant!("full_gaps_ask_nobody") {
+        if full {
             self.frontier.ask_for_rotation(track.generation, Asked::GapsFull);
         }
     }
@@ -267,12 +266,12 @@ impl<'f> Taker<'f> {
                 reached.next_head = key;
                 break;
             }
-            let passed = match state_of(&row) {
+            let passed = match row.state() {
                 RowState::Dead => true,
                 RowState::Own(xid) | RowState::InProgress(xid) => note_gap(xid, position, room),
                 RowState::Committed if Self::is_left_to_gap(&row, appending) => note_gap(row.xmin_full(), position, room),
                 // The caller's snapshot does not show this row: others will take it, this call goes no further here.
-                RowState::Committed if self.snapshot_bound && !row.visible_to_caller() && !mutant!("newer_rows_taken") => false,
+                RowState::Committed if self.snapshot_bound && !row.visible_to_caller() => false,
                 RowState::Committed => match self.reserve(segment, &row, track.sub)? {
                     Reserved::Yes => {
                         notes::publish_last();
@@ -363,9 +362,7 @@ impl<'f> Taker<'f> {
             Ok(slot) => Ok(EntryRef { partition, slot, stamp: entries.stamp_of(slot) }),
             Err(InsertRefusal::Exists(slot)) => {
                 // A cancel in progress: if it aborts, the row must come back, because this scan goes past it.
-                if let Some(other) =
-                    entries.get_mut(slot).filter(|other| other.state == State::Guard && !mutant!("passed_guard_forgotten"))
-                {
+                if let Some(other) = entries.get_mut(slot).filter(|other| other.state == State::Guard) {
                     other.passed = true;
                 }
                 Err(InsertRefusal::Exists(slot))
@@ -380,10 +377,7 @@ impl<'f> Taker<'f> {
         notes::use_promised();
         notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: false });
         reach("claim.reserved");
-        if self.frontier.has_tombstones(segment.info.slot)
-            && !mutant!("no_tombstone_probe")
-            && is_tombstoned(&segment.info, &head)?
-        {
+        if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head)? {
             self.frontier.with_partition(partition, |entries| entries.free(name.slot));
             notes::retract_last();
             notes::promise(self.queue.place, 1);
@@ -391,15 +385,6 @@ impl<'f> Taker<'f> {
         }
         self.taken.push(copy_row(row, segment.info.generation, head, lease));
         Ok(Reserved::Yes)
-    }
-}
-
-/// The state of a row, unless a mutant mistakes it.
-fn state_of(row: &RawRow<'_>) -> RowState {
-    match row.state() {
-        RowState::Own(_) if mutant!("own_rows_taken") => RowState::Committed,
-        RowState::InProgress(_) if mutant!("unfinished_rows_taken") => RowState::Committed,
-        state => state,
     }
 }
 
@@ -412,9 +397,6 @@ struct Reached {
 
 /// Adds a row to the gap of its transaction. False: no room for another gap.
 fn note_gap(xid: u64, position: Position, room: usize) -> bool {
-    if mutant!("unfinished_rows_forgotten") {
-        return true;
-    }
     notes::with_turn(|turn| {
         let Turn::Scan { turn, gaps, .. } = turn else { return false };
         if let Some(gap) = gaps.iter_mut().find(|gap| gap.xid == xid) {

@@ -5,9 +5,9 @@ pub fn delay(base: i64, max: i64, attempt: u32, seed: u64) -> i64 {
     let max = max.max(0);
     let base = base.clamp(0, max);
     let doublings = attempt.saturating_sub(1);
-    let fits = base.leading_zeros() > doublings + 1 || mutant!("backoff_overflows");
+    let fits = base.leading_zeros() > doublings + 1;
     let raw = if fits {
-        base.wrapping_shl(doublings).min(max)
+        (base << doublings).min(max)
     } else if base == 0 {
         0
     } else {

@@ -91,9 +91,5 @@ impl FailureVerdict {
 
 /// Exhaustion is decided here and nowhere else. `attempt` is the number of the attempt that failed, from 1.
 pub fn after_failure(attempt: i32, max_attempts: i32, is_final: bool) -> FailureVerdict {
-    if is_final || (attempt >= max_attempts && !mutant!("max_attempts_ignored")) {
-        FailureVerdict::Failed
-    } else {
-        FailureVerdict::Retry
-    }
+    if is_final || attempt >= max_attempts { FailureVerdict::Failed } else { FailureVerdict::Retry }
 }

@@ -146,7 +146,6 @@ impl Schedule {
         }
         let due = |task: &Task| task.due <= now;
         let urgent = self.tasks.iter().position(|task| due(task) && task.pace.urgent && !task.had_its_turn);
-        let urgent = urgent.filter(|_| !mutant!("urgent_tasks_wait"));
         let longest = || {
             let waiting = self.tasks.iter().enumerate().filter(|(_, task)| due(task) && !task.pace.urgent);
             waiting.min_by_key(|(_, task)| task.due).map(|(index, _)| index)

@@ -17,7 +17,7 @@ thread_local! {
 /// When this transaction has committed, the launcher learns that the database has the extension, and its maintainer that something has
 /// changed. Without effect if the library is not preloaded. A prepared transaction tells nobody: the launcher finds it in time.
 pub fn announce_at_commit() {
-    ANNOUNCES.set(!mutant!("creation_tells_nobody"));
+    ANNOUNCES.set(true);
 }
 
 /// Transaction callback.
@@ -30,7 +30,7 @@ pub fn on_transaction_end(committed: bool) {
     if commanded {
         let pid = xact::my_pid();
         workers.tell_launcher(|desk| {
-            desk.holds.retain(|hold| hold.pid != pid || mutant!("hold_outlives_its_command"));
+            desk.holds.retain(|hold| hold.pid != pid);
             desk.databases_changed = true;
         });
     }
@@ -59,9 +59,7 @@ pub fn on_subtransaction_end(mine: u32, heir: Option<u32>) {
                 hold.subxact = heir;
             }
         }),
-        None => workers.tell_launcher(|desk| {
-            desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine || mutant!("hold_outlives_its_savepoint"))
-        }),
+        None => workers.tell_launcher(|desk| desk.holds.retain(|hold| hold.pid != pid || hold.subxact != mine)),
     }
 }
 
@@ -86,9 +84,7 @@ const LEAVING_LIMIT_MS: i64 = 10_000;
 pub fn before_command(database: Option<u32>) {
     // First: what follows may raise after it has done something.
     COMMANDED.set(true);
-    if let Some(database) = database
-        && !mutant!("maintainer_is_in_the_way")
-    {
+    if let Some(database) = database {
         hold(database);
     }
 }

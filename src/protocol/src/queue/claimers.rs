@@ -5,7 +5,7 @@ use super::*;
 impl QueueFrontier {
     /// `ended` lists the gaps' transactions that are known to have ended; `avoid` the tracks on which this caller could not get on.
     pub fn plan(&self, now: i64, ended: &[u64], avoid: &[TrackId]) -> Plan {
-        if (self.settings.paused && !mutant!("pause_ignored")) || self.existence == Existence::Dropping {
+        if self.settings.paused || self.existence == Existence::Dropping {
             return Plan::Nothing { next: NO_KEY };
         }
         let mut busy = false;
@@ -27,7 +27,7 @@ impl QueueFrontier {
 
     /// Waiting raises a job towards priority 1, one step each `priority_ageing`; at equal rank the longer wait goes first.
     fn effective_priority(&self, priority: u8, waited: i64) -> u8 {
-        if self.settings.priority_ageing <= 0 || mutant!("ageing_ignored") {
+        if self.settings.priority_ageing <= 0 {
             return priority;
         }
         let steps = waited.max(0) / self.settings.priority_ageing;
