@@ -2,6 +2,7 @@
 #
 #   make test T=crash           only tests whose name contains "crash"
 #   make test PG=15             only on one server (15, 18; both by default)
+#   make mutants                breaks the rules of the code, one at a time: each must be noticed
 #   make test-cassert           all server tests on a PostgreSQL 15 built with assertions
 #   make test-valgrind          every verb once, and the suite of attempts, in servers under valgrind (minutes)
 #   make build                  the library for PG_CONFIG, as users install it
@@ -26,7 +27,7 @@ library     = $(build_dir)/release/libawa_queue.so
 pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: demo test test-cassert test-valgrind soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
+.PHONY: demo test test-cassert test-valgrind mutants soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
 
 demo:
 	scripts/prerequisites.sh 15
@@ -50,6 +51,13 @@ test-valgrind:
 	AWA_VALGRIND=1 $(awa) test --pg 15 $(if $(T),$(T),client/15/attempts)
 	$(if $(T),,AWA_VALGRIND=1 $(awa) test --no-build --pg 15 client/15/hostile_input::objects)
 
+# Rules broken one at a time, of the model and of the code of the server: each time a test must fail. T=carry: only those with such a name.
+mutants:
+	scripts/prerequisites.sh 15
+	$(MAKE) --no-print-directory harness
+	cd src/protocol && AWA_MUTANT=$(T) CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --features mutants
+	$(awa) mutants $(T)
+
 # Longer: more crashes, more schedules, more steps of the stress suites.
 soak:
 	scripts/prerequisites.sh 15
@@ -64,6 +72,7 @@ soak:
 	AWA_FAULTS=all $(awa) test --no-build --pg 15 client/15/faults
 	AWA_FUZZ_CALLS=2000 $(awa) test --no-build --pg 15 client/15/hostile_input
 	AWA_MEMORY_CALLS=100000 $(awa) test --no-build --pg 15 client/15/hostile_resources::the_memory
+	$(MAKE) --no-print-directory mutants
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
 bench:

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod demo;
 pub mod dev;
 pub mod layout;
+pub mod mutants;
 pub mod points;
 pub mod process;
 pub mod regress;

@@ -7,7 +7,7 @@ use awa_harness::build::{Profile, build};
 use awa_harness::layout::Layout;
 use awa_harness::test_run::{self, Selection};
 use awa_harness::tree::{Server, Tree};
-use awa_harness::{demo, dev};
+use awa_harness::{demo, dev, mutants};
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
@@ -52,6 +52,21 @@ enum Task {
         pg: Vec<Server>,
         #[command(flatten)]
         build: Build,
+    },
+    /// Break the rules of the server code one at a time: each time the named test must fail
+    Mutants {
+        /// Only mutants whose name, place or test contains this
+        filter: Option<String>,
+        #[arg(long, default_value = "15")]
+        pg: Server,
+        #[arg(long)]
+        no_build: bool,
+        /// Only make the copy of the source in which mutants are written
+        #[arg(long)]
+        edit: bool,
+        /// Only write the patch anew from that copy
+        #[arg(long, conflicts_with = "edit")]
+        save: bool,
     },
     /// Run pg_regress and pg_isolation_regress only
     Regress {
@@ -123,6 +138,9 @@ fn run(task: Task) -> Result<bool> {
         Task::Test { filter, pg, build } => {
             return test_run::run(&layout, &selection(filter, pg, &build, false));
         }
+        Task::Mutants { edit: true, .. } => println!("{}", mutants::tree::provide(&layout.repo)?.display()),
+        Task::Mutants { save: true, .. } => mutants::tree::save(&layout.repo)?,
+        Task::Mutants { filter, pg, no_build, .. } => return mutants::run(&layout, pg, filter.as_deref(), no_build),
         Task::Regress { filter, pg, accept, build } => {
             return test_run::run_regress(&layout, &selection(filter, vec![pg], &build, accept));
         }

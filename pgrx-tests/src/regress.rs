@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, SUPERUSER};
 use crate::layout::{Layout, open_dir};
 use crate::process::{give_to, server_command};
 use crate::report::Outcome;
+use crate::suites::number;
 use crate::tree::{DEBIAN_LIB, Tree};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +88,17 @@ impl Run<'_> {
             .arg(format!("--host={}", self.cluster.socket_dir().display()))
             .arg(format!("--port={}", self.cluster.port()))
             .args(["--user", SUPERUSER, "--dbname", &format!("awa_{}", self.kind.name())]);
+        let limit = Some(number("AWA_CASE_SECONDS", 0)).filter(|seconds| *seconds > 0);
         if self.kind == Kind::Isolation {
+            // A step that hangs is cancelled after so long, by default after five minutes.
             command.arg("--load-extension=awa_queue");
+            if let Some(seconds) = limit {
+                command.env("PGISOLATIONTIMEOUT", (seconds / 3).max(1).to_string());
+            }
+        }
+        if let Some(seconds) = limit.filter(|_| self.kind == Kind::Sql) {
+            // pg_regress itself waits for ever.
+            command.env("PGOPTIONS", format!("-c statement_timeout={seconds}s"));
         }
         if chosen.len() == all.len() {
             command.arg(format!("--schedule={}", place.join("input/schedule").display()));

@@ -14,7 +14,7 @@ use crate::suites::{CASES, pg_upgrade};
 use crate::tree::{Server, Tree};
 
 pub struct Selection {
-    /// Runs only tests whose name, e.g. `client/15/crash::a_killed_backend_loses_no_job`, contains this.
+    /// Runs only tests whose name, e.g. `client/15/crash::a_killed_backend_loses_no_job`, contains this, or one of several between `|`.
     pub filter: Option<String>,
     pub servers: Vec<Server>,
     pub profile: Profile,
@@ -24,7 +24,7 @@ pub struct Selection {
 
 impl Selection {
     pub fn wants(&self, name: &str) -> bool {
-        self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+        self.filter.as_ref().is_none_or(|filter| filter.split('|').any(|part| name.contains(part)))
     }
 }
 

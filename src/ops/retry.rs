@@ -121,6 +121,7 @@ pub fn take_from_shelf(frontier: &Frontier, shelf: Shelf, job_id: i64, completed
         let _open = ready::open_for_write(&frontier.open_segment()?)?;
         frontier.check_current()?;
         notes::reserve(frontier, 1)?;
+        reach("retry.shelf_found");
         if let Some(job) = sql::as_owner(frontier.ledger, || finished::take(shelf, job_id, completed_too))? {
             let mut gone = Counts::default();
             notes::count_finished(&mut gone, job.outcome, 1);

@@ -121,6 +121,7 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
                 _ => return Ok(Ring::Elsewhere),
             },
         };
+        reach("supersede.found");
         let Some((name, guard)) = stand_guard(frontier, &found, place, by)? else { continue };
         notes::push(notes::Note::Superseding { entry: name, queue: place, queue_id: lane.queue_id, ended: outcome });
         reach("supersede.guarded");

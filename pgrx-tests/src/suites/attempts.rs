@@ -7,6 +7,7 @@ use postgres::{Client, NoTls};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::hostile_pool::Configured;
 use super::{Attempt, Stage, claim, complete, drain, enqueue, ids, sorted};
 
 // If this fails, two workers run one job.
@@ -61,6 +62,38 @@ pub fn a_wrong_lease_finishes_nothing(stage: &mut Stage<'_>) -> Result<()> {
     ensure!(complete(&mut client, stale).is_err(), "a wrong lease completed the job");
     let result = complete(&mut client, attempt)?;
     ensure!(result == "completed", "complete answered {result}");
+    Ok(())
+}
+
+// If this fails, a crash loses what a worker has written, although its commit had returned.
+pub fn a_claim_weakens_no_other_write(stage: &mut Stage<'_>) -> Result<()> {
+    // Nobody flushes the log but those who commit.
+    let _configured = Configured::restart_with(stage, &[("wal_writer_delay", "10s"), ("autovacuum", "off")])?;
+    let mut client = stage.connect()?;
+    client.batch_execute("CREATE TABLE written (n int); CREATE TABLE lease (job_id bigint, run_lease bigint)")?;
+    let alone = "SELECT count(*) FROM awa.claim('q')";
+    let with_writes = [
+        "BEGIN; INSERT INTO written VALUES (1); SELECT count(*) FROM awa.claim('q'); COMMIT",
+        "BEGIN; SELECT count(*) FROM awa.claim('q'); INSERT INTO written VALUES (1); COMMIT",
+        "WITH w AS (INSERT INTO written VALUES (1) RETURNING n) SELECT count(*) FROM awa.claim('q'), w",
+        "INSERT INTO lease SELECT job_id, run_lease FROM awa.claim('q')",
+        "SELECT awa.complete(job_id, run_lease) FROM awa.claim('q')",
+        "SELECT awa.enqueue('q', 'k'), count(*) FROM awa.claim('q')",
+        "SELECT count(*) FROM awa.claim('q'); INSERT INTO written VALUES (1)",
+    ];
+    let mut durable = |sql: &str| -> Result<bool> {
+        enqueue(&mut client, 1)?;
+        let before: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.try_get(0)?;
+        client.batch_execute(sql)?;
+        Ok(client.query_one("SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn", &[&before])?.try_get(0)?)
+    };
+    for round in 0..10 {
+        for sql in with_writes {
+            ensure!(durable(sql)?, "round {round}: not durable when its commit had returned: {sql}");
+        }
+    }
+    let lone: Vec<bool> = (0..10).map(|_| durable(alone)).collect::<Result<_>>()?;
+    ensure!(lone.contains(&false), "a claim alone waits for its flush, so there was nothing to see");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, Shutdown, memcheck};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
 
+pub use stress_mixed::number;
 // What several suites work with.
 mod every_state;
 mod witnesses;
@@ -42,7 +43,7 @@ suites! {
     ];
     attempts: [
         two_sessions_claim_disjoint_sets, a_rolled_back_claim_gives_its_jobs_back, a_rolled_back_completion_leaves_the_attempt_running,
-        a_wrong_lease_finishes_nothing, many_sessions_finish_every_job_once,
+        a_wrong_lease_finishes_nothing, a_claim_weakens_no_other_write, many_sessions_finish_every_job_once,
     ];
     crash: [
         a_killed_backend_loses_no_job, a_killed_postmaster_loses_no_job, an_immediate_shutdown_loses_no_job,
@@ -135,6 +136,29 @@ suites! {
         a_place_that_waits_goes_with_its_database,
     ];
     crash_ledger: [what_clients_were_told_survives_every_crash, what_clients_were_told_survives_crashes_of_the_maintainer];
+    narrow: [
+        a_producer_that_slept_over_a_prune_loses_no_job, a_claimer_that_slept_over_a_prune_reads_no_other_segment,
+        a_producer_that_registers_late_is_above_every_scan, a_producer_that_stands_still_holds_up_nobody_and_loses_nothing,
+        a_producer_that_dies_while_it_appends_leaves_no_ghost, a_claimer_that_dies_with_a_turn_gives_it_back,
+        a_retry_that_slept_over_another_changes_nothing, a_cancel_that_comes_too_late_changes_nothing,
+        a_heartbeat_between_sweep_and_mark_keeps_the_attempt, a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing,
+        a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
+        a_rebuild_waits_for_whoever_takes_a_finished_job, a_commit_between_look_and_sleep_wakes,
+    ];
+    long_ago: [
+        a_dump_older_than_a_carry_holds_the_job, a_lease_from_before_a_crash_ends_nothing, a_prepared_enqueue_outlives_a_crash,
+        a_kill_between_two_tables_of_a_prune_makes_nothing_ready, a_gap_outlives_the_commit_log,
+    ];
+    ancestor: [
+        e01_an_attempt_that_is_cancelled_and_completed_ends_once, e02_a_cancel_does_not_see_the_cancel_of_a_sibling,
+        e03_a_prune_counts_nothing, e04_nothing_of_a_pruned_job_is_left,
+        e05_a_paused_queue_and_an_idle_producer_pin_nothing_of_others, e06_a_claim_is_undone_as_a_whole_and_never_doubled,
+        e07_a_job_outlives_the_ring_that_turned_under_its_transaction, e08_producers_share_no_lock_and_no_notify,
+        e09_a_call_touches_as_little_beside_many_open_claims, e10_a_bad_deferred_job_stops_no_other,
+        e11_rescue_ends_a_job_that_has_used_up_its_attempts, e13_backoff_is_clamped_at_every_attempt,
+        e14_every_way_in_checks_the_same, also_completed_jobs_are_shown_as_long_as_promised,
+        also_running_jobs_are_among_the_jobs, also_a_job_that_comes_back_keeps_its_place, also_a_long_task_does_not_delay_rescue,
+    ];
     crash_points: [
         a_session_killed_at_any_point_has_done_all_or_nothing, a_prune_killed_between_any_two_relations_is_done_again,
         a_server_that_dies_with_sessions_at_many_points_loses_nothing, a_maintainer_killed_at_any_point_loses_nothing,
@@ -154,11 +178,9 @@ suites! {
 
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
 fn case_limit() -> Duration {
-    let number = stress_mixed::number;
-    let usual = if memcheck::is_on() { 1800 } else { 180 };
-    Duration::from_secs(
-        usual.max(20 * number("AWA_CRASH_ROUNDS", 0)).max(5 * number("AWA_SEQUENCES", 0)).max(number("AWA_HISTORY_STEPS", 0)),
-    )
+    let usual = if memcheck::is_on() { 1800 } else { number("AWA_CASE_SECONDS", 180) };
+    let long = [20 * number("AWA_CRASH_ROUNDS", 0), 5 * number("AWA_SEQUENCES", 0), number("AWA_HISTORY_STEPS", 0)];
+    Duration::from_secs(long.into_iter().fold(usual, u64::max))
 }
 
 const DATABASE: &str = "awa_case";

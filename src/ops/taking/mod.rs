@@ -181,6 +181,7 @@ impl<'f> Taker<'f> {
             return Ok(Some(Rc::clone(found)));
         }
         let Some(info) = self.frontier.segment(generation) else { return Ok(None) };
+        reach("claim.segment_read");
         let rel = ready::open_for_write(&info)?;
         self.frontier.check_current()?;
         // The lock is ours now: the segment must still be what we took it for.
