@@ -24,6 +24,9 @@ use super::Stage;
 use super::stress_mixed::number;
 use crate::process::wait_until;
 
+/// What one session, and one that works beside the queue, has to tell.
+type Told = (Vec<Transaction>, Vec<(Beside, Span)>);
+
 const SESSIONS: usize = 8;
 pub const QUEUES: [&str; 2] = ["q", "second"];
 
@@ -67,7 +70,7 @@ fn load(stage: &Stage<'_>, seed: u64, steps: u64, kills: u64) -> Result<History>
         let mut sessions = Vec::new();
         for (number, pid) in pids.iter().enumerate() {
             let (desk, config) = (&desk, &config);
-            sessions.push(scope.spawn(move || -> Result<(Vec<Transaction>, Vec<(Beside, Span)>)> {
+            sessions.push(scope.spawn(move || -> Result<Told> {
                 let mut session = Session::new(seed, number, desk, config, pid)?;
                 session.run(steps)?;
                 Ok((session.transactions, session.beside))
