@@ -3,6 +3,7 @@
 #   make test T=crash           only tests whose name contains "crash"
 #   make test PG=15             only on one server (15, 18; both by default)
 #   make test-cassert           all server tests on a PostgreSQL 15 built with assertions
+#   make test-valgrind          every verb once, and the suite of attempts, in servers under valgrind (minutes)
 #   make build                  the library for PG_CONFIG, as users install it
 #   make install PG_CONFIG=...  build and install it into that PostgreSQL
 
@@ -25,7 +26,7 @@ library     = $(build_dir)/release/libawa_queue.so
 pkglibdir   = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extdir      = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: demo test test-cassert soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
+.PHONY: demo test test-cassert test-valgrind soak bench bench-full build install uninstall harness fmt fmt-check clippy clean
 
 demo:
 	scripts/prerequisites.sh 15
@@ -42,6 +43,13 @@ test-cassert:
 	$(MAKE) --no-print-directory harness
 	$(awa) test --pg cassert $(if $(T),$(T),/cassert/)
 
+# Wrong accesses to memory that no assertion sees. Another T is another filter.
+test-valgrind:
+	scripts/prerequisites.sh 15 valgrind
+	$(MAKE) --no-print-directory harness
+	AWA_VALGRIND=1 $(awa) test --pg 15 $(if $(T),$(T),client/15/attempts)
+	$(if $(T),,AWA_VALGRIND=1 $(awa) test --no-build --pg 15 client/15/hostile_input::objects)
+
 # Longer: more crashes, more schedules, more steps of the stress suites.
 soak:
 	scripts/prerequisites.sh 15
@@ -53,6 +61,9 @@ soak:
 	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference
 	AWA_HISTORY_STEPS=4000 AWA_HISTORY_KILLS=25 $(awa) test --pg 15 --no-build client/15/history
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
+	AWA_FAULTS=all $(awa) test --no-build --pg 15 client/15/faults
+	AWA_FUZZ_CALLS=2000 $(awa) test --no-build --pg 15 client/15/hostile_input
+	AWA_MEMORY_CALLS=100000 $(awa) test --no-build --pg 15 client/15/hostile_resources::the_memory
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
 bench:

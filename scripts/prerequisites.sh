@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks what the build and the tests need, and installs the Debian packages among it that are missing.
-# Usage: scripts/prerequisites.sh [15] [18]     the PostgreSQL majors that will be used
+# Usage: scripts/prerequisites.sh [15] [18] [cassert] [valgrind]     the PostgreSQL majors and tools that will be used
 set -euo pipefail
 
 if ! command -v cargo >/dev/null; then
@@ -29,6 +29,9 @@ for major in "$@"; do
         ;;
     cassert)
         command -v make >/dev/null || needed+=(make)
+        ;;
+    valgrind)
+        command -v valgrind >/dev/null || needed+=(valgrind)
         ;;
     *)
         echo "no recipe for PostgreSQL $major here; see make install PG_CONFIG=..." >&2

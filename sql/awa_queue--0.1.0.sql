@@ -692,7 +692,7 @@ COMMENT ON FUNCTION awa.complete_and_claim(bigint[], bigint[], text, integer, in
 'complete_many() and claim() in one statement and one commit: rows as of claim(). All or nothing: a pair that cannot be completed raises as in
 complete(), and nothing is claimed. Two empty arrays only claim. The commit waits for the disk when something was completed.';
 COMMENT ON FUNCTION awa.fail(bigint, bigint, text, interval, boolean) IS
-'Ends the attempt as failed, in the caller''s transaction; error goes into the job''s history. Returns retry: the job runs again after
+'Ends the attempt as failed, in the caller''s transaction; error goes into the job''s history (its first 16 kB). Returns retry: the job runs again after
 retry_after (NULL: the queue''s backoff, doubled for each attempt, at most backoff_max, less up to a quarter of jitter); or failed: final was
 given or max_attempts are used up, and the job is finished. Also already. Errors and waits: as complete(); 22023 negative retry_after.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment, and on ready_entries of the open one.';
@@ -736,7 +736,7 @@ COMMENT ON FUNCTION awa.pause_queue(text) IS
 'From the commit on, claims of this queue return nothing; enqueues and running attempts go on. Locks: the row of the queue.';
 COMMENT ON FUNCTION awa.resume_queue(text) IS 'Ends a pause and wakes those who wait. Locks: the row of the queue.';
 COMMENT ON FUNCTION awa.cancel(bigint, text) IS
-'Ends a job that waits or runs, in the caller''s transaction; reason goes into its error history. Returns cancelled, already_finished,
+'Ends a job that waits or runs, in the caller''s transaction; reason (16 kB of it) goes into its error history. Returns cancelled, already_finished,
 not_found, or claim_uncommitted (its claim has not committed within 0.1 s). The worker of a running job finds its lease stale. A waiting job is
 searched by reading the live segments. Waits for a transaction that is ending the same attempt. Errors: 53400 awa.max_in_flight is used up.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment; AccessShare on the segments searched.';

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::build::{Profile, build};
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, Shutdown, memcheck};
 use crate::layout::Layout;
 use crate::regress::{Kind, Run};
 use crate::report::{Outcome, Report};
@@ -164,7 +164,22 @@ fn client(selection: &Selection, _: &Layout, tree: &Tree, cluster: &mut Cluster,
             report.record(case.run(&label, cluster, selection.profile));
         }
     }
+    if memcheck::is_on() {
+        report.record(watched(&label, cluster)?);
+    }
     Ok(())
+}
+
+/// What memcheck has found in the servers of the suite.
+fn watched(label: &str, cluster: &mut Cluster) -> Result<Outcome> {
+    cluster.stop(Shutdown::Fast)?;
+    let (findings, processes) = memcheck::findings(&cluster.data())?;
+    let name = format!("{label}/memcheck");
+    Ok(match (processes, findings.as_slice()) {
+        (0, _) => Outcome::failed(name, "no server ran under valgrind", None),
+        (_, []) => Outcome::passed(format!("{name} ({processes} processes)"), None),
+        _ => Outcome::failed(name, findings.join("\n"), None),
+    })
 }
 
 /// Runs the tests of a crate. The filter is applied to the full name, `label/test`, after the run lists the tests.

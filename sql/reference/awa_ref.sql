@@ -500,11 +500,10 @@ CREATE FUNCTION awa_ref.dlq_purge(
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
-    purged bigint;
+    chosen bigint[] := ARRAY(SELECT awa_ref.dead_letters(queue, kind, failed_before, max_jobs));
 BEGIN
-    DELETE FROM awa_ref.jobs WHERE job_id = ANY (ARRAY(SELECT awa_ref.dead_letters(queue, kind, failed_before, max_jobs)));
-    GET DIAGNOSTICS purged = ROW_COUNT;
-    RETURN purged;
+    DELETE FROM awa_ref.jobs WHERE job_id = ANY (chosen);
+    RETURN cardinality(chosen);
 END $$;
 
 -- Ends what is overdue as if its worker had failed it; gives the number. Leaves alone what this transaction has claimed.

@@ -2,7 +2,7 @@
 
 use pgrx::PgSqlErrorCode as Code;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::frontier::Frontier;
 use crate::ops::claim::{self, Request};
 use crate::ops::exits::{self, Answer, Failure};
@@ -69,19 +69,19 @@ fn pairs(call: &Call<'_>) -> Result<Vec<(i64, i64)>> {
     let leases = validate::not_null(call.array_i64(1)?, "run_leases")?;
     validate::same_length("job_ids", ids.len(), "run_leases", leases.len())?;
     validate::batch_length(ids.len())?;
-    ids.into_iter()
-        .zip(leases)
-        .map(|(id, lease)| {
-            Ok((validate::not_null(id, "an element of job_ids")?, validate::not_null(lease, "an element of run_leases")?))
-        })
-        .collect()
+    let mut jobs = Vec::new();
+    reserve(&mut jobs, ids.len())?;
+    for (id, lease) in ids.into_iter().zip(leases) {
+        jobs.push((validate::not_null(id, "an element of job_ids")?, validate::not_null(lease, "an element of run_leases")?));
+    }
+    Ok(jobs)
 }
 
 fn ids(call: &Call<'_>) -> Result<(i64, i64)> {
     Ok((validate::not_null(call.i64(0), "job_id")?, validate::not_null(call.i64(1), "run_lease")?))
 }
 
-fn put_answers(rows: &mut Rows<'_>, jobs: &[(i64, i64)], answers: &[&'static str]) -> Result<()> {
+fn put_answers(rows: &mut Rows<'_>, jobs: &[(i64, i64)], answers: impl Iterator<Item = &'static str>) -> Result<()> {
     for ((job_id, lease), answer) in jobs.iter().zip(answers) {
         rows.put(&[Some(datum::i64(*job_id)), Some(datum::i64(*lease)), Some(text_datum(answer))])?;
     }
@@ -104,9 +104,9 @@ fn complete_many(call: &mut Call<'_>) -> Result<Ret> {
     let call = &*call;
     Frontier::with(call, |frontier| {
         let jobs = pairs(call)?;
-        let answers: Vec<&'static str> = exits::complete(frontier, &jobs)?.into_iter().map(Answer::name).collect();
+        let answers = exits::complete(frontier, &jobs)?;
         let mut rows = call.rows()?;
-        put_answers(&mut rows, &jobs, &answers)?;
+        put_answers(&mut rows, &jobs, answers.into_iter().map(Answer::name))?;
         Ok(Ret::Rows)
     })
 }
@@ -166,11 +166,12 @@ fn heartbeat_many(call: &mut Call<'_>) -> Result<Ret> {
     Frontier::with(call, |frontier| {
         let jobs = pairs(call)?;
         let mut answers: Vec<&'static str> = Vec::new();
+        reserve(&mut answers, jobs.len())?;
         for (job_id, lease) in &jobs {
             answers.push(if exits::heartbeat(frontier, *job_id, *lease)? { "alive" } else { "stale" });
         }
         let mut rows = call.rows()?;
-        put_answers(&mut rows, &jobs, &answers)?;
+        put_answers(&mut rows, &jobs, answers.into_iter())?;
         Ok(Ret::Rows)
     })
 }

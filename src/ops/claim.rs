@@ -95,7 +95,7 @@ fn append_evidence(frontier: &Frontier, terms: &Terms, taken: &[Taken]) -> Resul
         })?;
         let mut copies = Copies::default();
         for job in run {
-            copies.push(job.head.job_id, job.head.hop);
+            copies.push(job.head.job_id, job.head.hop)?;
         }
         let claim = ClaimTerms {
             claimed_at: terms.now,

@@ -14,7 +14,7 @@ use awa_protocol::lifecycle::{Outcome, after_failure};
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys::Datum;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::frontier::{Frontier, SegmentInfo, notes};
 use crate::ops::handle;
 use crate::ops::taking::is_row_of;
@@ -138,16 +138,19 @@ fn begin(
 
 /// Completes a batch; answers in the order of the request.
 pub fn complete(frontier: &Frontier, jobs: &[(i64, i64)]) -> Result<Vec<Answer>> {
-    let mut order: Vec<usize> = (0..jobs.len()).collect();
+    let (mut order, mut answers) = (Vec::new(), Vec::new());
+    reserve(&mut order, jobs.len())?;
+    reserve(&mut answers, jobs.len())?;
+    order.extend(0..jobs.len());
+    answers.resize(jobs.len(), Answer::Stale);
     order.sort_unstable_by_key(|index| jobs.get(*index));
-    let mut answers = vec![Answer::Stale; jobs.len()];
     let mut patience = CLAIM_COMMIT_WAITS;
     let mut by_segment: BTreeMap<i64, Copies> = BTreeMap::new();
     for index in order {
         let (Some((job_id, lease)), Some(answer)) = (jobs.get(index), answers.get_mut(index)) else { continue };
         *answer = match begin(frontier, *job_id, *lease, Outcome::Completed, &mut patience)? {
             Ok((_, entry)) => {
-                by_segment.entry(entry.generation).or_default().push(entry.job_id, entry.hop);
+                by_segment.entry(entry.generation).or_default().push(entry.job_id, entry.hop)?;
                 Answer::Done(Outcome::Completed)
             }
             Err(answer) => answer,

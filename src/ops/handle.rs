@@ -4,11 +4,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use awa_protocol::limits::QUEUE_NAME_BYTES;
 use awa_protocol::queue::{Existence, QueueFrontier, Settings};
 use pgrx::PgSqlErrorCode as Code;
 
 use crate::error::{Error, Result};
 use crate::frontier::{Frontier, notes};
+use crate::pg::call::clip;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Queue {
@@ -22,7 +24,8 @@ thread_local! {
 }
 
 pub fn shown(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
+    // A name that is nobody's may have any length.
+    String::from_utf8_lossy(clip(name, QUEUE_NAME_BYTES)).into_owned()
 }
 
 pub fn missing(name: &[u8]) -> Error {

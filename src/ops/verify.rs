@@ -14,7 +14,7 @@ use awa_protocol::rebuild::{Fate, ReadyRow};
 use awa_protocol::ring::SegmentState;
 use pgrx::PgSqlErrorCode as Code;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, out_of_memory, reserve};
 use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
 use crate::ops::inspect;
 use crate::ops::rotate::refuse_old_snapshot;
@@ -146,10 +146,11 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
     all
 }
 
-fn entries(frontier: &Frontier, differences: &mut Differences) -> HashMap<(i64, i32), Entry> {
+fn entries(frontier: &Frontier, differences: &mut Differences) -> Result<HashMap<(i64, i32), Entry>> {
     let mut all = HashMap::new();
     for partition in 0..PARTITIONS as u32 {
-        let mut used: Vec<Entry> = Vec::with_capacity(frontier.entries_of_a_partition());
+        let mut used: Vec<Entry> = Vec::new();
+        reserve(&mut used, frontier.entries_of_a_partition())?;
         let fault = frontier.with_partition(partition, |pool| {
             used.extend(pool.entries.iter().filter(|entry| entry.state != State::Free));
             pool.check().err()
@@ -158,9 +159,10 @@ fn entries(frontier: &Frontier, differences: &mut Differences) -> HashMap<(i64, 
             let key = Key { problem: "pool_broken", queue_id: 0, job_id: 0, hop: partition as i32 };
             differences.insert(key, format!("partition {partition} of the in-flight pool: {fault}"));
         }
+        all.try_reserve(used.len()).map_err(|_| out_of_memory())?;
         all.extend(used.into_iter().map(|entry| ((entry.job_id, entry.hop), entry)));
     }
-    all
+    Ok(all)
 }
 
 struct Comparison {
@@ -177,7 +179,7 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
     let mut differences = Differences::new();
     notes::settle_prepared(frontier);
     let live = snapshot(frontier);
-    let entries = entries(frontier, &mut differences);
+    let entries = entries(frontier, &mut differences)?;
     let mut comparison = Comparison {
         live,
         entries,

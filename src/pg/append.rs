@@ -16,7 +16,7 @@ use super::points::{Fault, may_fail};
 use super::rel::{Index, Rel, all_index_oids};
 use super::row::{Tid, clear_slot, tid_of};
 use super::xact::check_for_interrupts;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 
 /// Rows handed to the heap at a time: one WAL record a page, and small enough to stay in cache.
 pub const BATCH_ROWS: usize = 256;
@@ -96,7 +96,8 @@ impl<'r> Append<'r> {
         }
         // SAFETY: inside a transaction. May raise (parallel mode): unwinds, nothing is held.
         let command = unsafe { pg_sys::GetCurrentCommandId(true) };
-        let mut tids = Vec::with_capacity(rows.len());
+        let mut tids = Vec::new();
+        reserve(&mut tids, rows.len())?;
         for batch in rows.chunks(BATCH_ROWS) {
             check_for_interrupts();
             let first = tids.len();

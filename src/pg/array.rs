@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
 
 use super::points::{Fault, may_fail};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 
 /// Splits a one-dimensional array of exactly this element type. By-reference elements point into the detoasted array, which
 /// lives as long as the memory context that is current now.
@@ -24,7 +24,7 @@ pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> 
     }
     match dimensions {
         0 => return Ok(Vec::new()),
-        1 => (),
+        1 => check_length(array)?,
         _ => {
             return Err(Error::new(Code::ERRCODE_ARRAY_ELEMENT_ERROR, "array must have one dimension"));
         }
@@ -47,15 +47,29 @@ pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> 
             &raw mut count,
         );
     }
-    let elements = (0..count as usize)
-        // SAFETY: both arrays have `count` elements, palloc'd in the current context.
-        .map(|i| unsafe { (!*nulls.add(i)).then_some(*values.add(i)) })
-        .collect();
+    let mut elements = Vec::new();
+    reserve(&mut elements, count as usize)?;
+    // SAFETY: both arrays have `count` elements, palloc'd in the current context.
+    elements.extend((0..count as usize).map(|i| unsafe { (!*nulls.add(i)).then_some(*values.add(i)) }));
     for chunk in [values.cast(), nulls.cast()] {
         // SAFETY: palloc'd by deconstruct_array, no longer referenced.
         unsafe { pg_sys::pfree(chunk) }
     }
     Ok(elements)
+}
+
+/// Longer arrays are nobody's batch: they are refused before they are taken apart.
+const MOST_ELEMENTS: i32 = 1 << 20;
+
+fn check_length(array: *const pg_sys::ArrayType) -> Result<()> {
+    // SAFETY: an array of one dimension, detoasted: its length follows the header.
+    let length = unsafe { array.add(1).cast::<i32>().read() };
+    if length > MOST_ELEMENTS {
+        return Err(Error::new(Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "array has too many elements")
+            .detail(format!("It has {length}; at most {MOST_ELEMENTS} are read."))
+            .hint("Use several calls in one transaction."));
+    }
+    Ok(())
 }
 
 /// Calls `each` for every element of a one-dimensional array of 8-byte integers without nulls, in order. Copies nothing; an array that is
@@ -194,12 +208,29 @@ pub fn bytes_of(value: Datum) -> Vec<u8> {
     let packed = unsafe { pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr()) };
     // SAFETY: detoasted, so the header says how many bytes follow it.
     let bytes = unsafe { core::slice::from_raw_parts(pgrx::vardata_any(packed).cast::<u8>(), pgrx::varsize_any_exhdr(packed)) };
-    let bytes = bytes.to_vec();
+    let mut copy = Vec::new();
+    // A gigabyte may come, and the library's own memory must not be what runs out without an error.
+    if let Err(error) = reserve(&mut copy, bytes.len()) {
+        super::call::raise(error);
+    }
+    copy.extend_from_slice(bytes);
     if !ptr::eq(packed.cast_const(), value.cast_mut_ptr::<pg_sys::varlena>().cast_const()) {
         // SAFETY: a copy made by detoasting, no longer referenced.
         unsafe { pg_sys::pfree(packed.cast()) }
     }
-    bytes
+    copy
+}
+
+/// The first `limit` bytes of a text in the server encoding, or less: no character is cut.
+pub fn clip(text: &[u8], limit: usize) -> &[u8] {
+    if text.len() <= limit {
+        return text;
+    }
+    let most = i32::try_from(limit).unwrap_or(i32::MAX);
+    let length = i32::try_from(text.len()).unwrap_or(i32::MAX);
+    // SAFETY: reads at most `length` bytes, which are there. Cannot raise.
+    let kept = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), length, most) };
+    text.get(..usize::try_from(kept).unwrap_or(0)).unwrap_or(&[])
 }
 
 pub fn text_of(value: Datum) -> String {

@@ -10,7 +10,7 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReport, ErrorReportWithLevel};
 use pgrx::pg_sys::{Datum, Oid};
 
 pub use super::array::{
-    array_elements, bytes_datum, bytes_of, copy_varlena, datum_array_datum, datum_size, detoast, each_i64, i16_array_datum,
+    array_elements, bytes_datum, bytes_of, clip, copy_varlena, datum_array_datum, datum_size, detoast, each_i64, i16_array_datum,
     i32_array_datum, i64_array_datum, jsonb_datum, text_array_datum, text_datum, text_of, timestamptz_array_datum,
 };
 pub use super::srf::Rows;

@@ -1,11 +1,12 @@
 //! The error history of a job: a jsonb array, one object a failed attempt. Built by the server, so no jsonb is decoded here.
 
+use awa_protocol::limits::ERROR_BYTES;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use crate::error::{Error, Result};
 use crate::frontier::Frontier;
-use crate::pg::call::bytes_datum;
+use crate::pg::call::{bytes_datum, clip};
 use crate::pg::sql;
 use crate::store::datum;
 
@@ -18,7 +19,7 @@ pub fn append(frontier: &Frontier, before: Option<Datum>, attempt: i32, at: i64,
                 (pg_sys::JSONBOID, before),
                 (pg_sys::INT4OID, Some(datum::i32(attempt))),
                 (pg_sys::TIMESTAMPTZOID, Some(datum::i64(at))),
-                (pg_sys::TEXTOID, error.map(bytes_datum)),
+                (pg_sys::TEXTOID, error.map(|error| bytes_datum(clip(error, ERROR_BYTES)))),
             ],
             false,
             |row| {

@@ -9,7 +9,7 @@ use awa_protocol::limits::JOBS_PER_EVIDENCE_ROW;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
-use crate::error::Result;
+use crate::error::{Result, reserve};
 use crate::frontier::SegmentInfo;
 use crate::pg::append::Append;
 use crate::pg::call::{array_elements, each_i64, i32_array_datum, i64_array_datum};
@@ -28,9 +28,12 @@ pub struct Copies {
 }
 
 impl Copies {
-    pub fn push(&mut self, job_id: i64, hop: i32) {
+    pub fn push(&mut self, job_id: i64, hop: i32) -> Result<()> {
+        reserve(&mut self.job_ids, 1)?;
+        reserve(&mut self.hops, 1)?;
         self.job_ids.push(job_id);
         self.hops.push(hop);
+        Ok(())
     }
 
     fn arrays(&self, from: usize, rows: usize) -> (Option<Datum>, Option<Datum>) {

@@ -4,6 +4,7 @@
 //! password; TCP listens on the loopback address only, on a free port, and wants the password made for this cluster.
 //! Dropping a cluster stops it at once and keeps its files: logs and data are there for a look after a failure.
 
+pub mod memcheck;
 mod pid_file;
 mod socket_dir;
 mod tools;
@@ -224,7 +225,14 @@ impl Cluster {
 
     fn try_start(&mut self, detached: bool) -> Result<bool> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let mut command = server_command(&self.bindir.join("postgres"), self.user.as_ref());
+        let postgres = self.bindir.join("postgres");
+        let mut command = if memcheck::is_on() {
+            let mut command = server_command(Path::new("valgrind"), self.user.as_ref());
+            command.args(memcheck::arguments(&self.data())).arg(&postgres);
+            command
+        } else {
+            server_command(&postgres, self.user.as_ref())
+        };
         command
             .arg("-D")
             .arg(self.data())
@@ -317,6 +325,14 @@ impl Cluster {
         if !wait_until(START_LIMIT, || self.log_since(log_start).is_ok_and(recovered)) {
             bail!("no recovery; the log ends with\n{}", self.log_tail(20)?);
         }
+        Ok(())
+    }
+
+    /// From now on the server process may have no more than so many bytes of address space, shared memory included; `None`: as many as it
+    /// likes. Done as the server's own user, who may.
+    pub fn limit_address_space(&self, pid: i32, bytes: Option<u64>) -> Result<()> {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        run(server_command(Path::new("prlimit"), self.user.as_ref()).arg(format!("--pid={pid}")).arg(format!("--as={limit}:")))?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use postgres::{Client, GenericClient};
 
 use crate::build::Profile;
-use crate::cluster::{Cluster, Shutdown};
+use crate::cluster::{Cluster, Shutdown, memcheck};
 use crate::process::{Signal, children_of, signal};
 use crate::report::Outcome;
 
@@ -94,12 +94,23 @@ suites! {
         a_database_too_many_is_refused_until_one_goes, sessions_outlive_a_new_extension, another_version_of_the_script_is_refused,
         a_read_only_transaction_refuses_to_write, a_standby_refuses_and_works_after_promotion,
     ];
+    roles: [the_documented_roles_do_their_work_and_no_other, nothing_is_granted_to_everybody];
+    hostile_input: [
+        generated_calls_of_every_function_end_for_people, bytes_that_are_no_utf8_come_back_as_they_were,
+        an_error_of_any_length_ends_the_attempt,
+        objects_of_the_caller_are_never_taken_for_those_of_the_server, a_session_with_little_memory_raises_and_lives,
+    ];
     hostile_resources: [
         the_memory_of_a_session_stays_flat_over_many_calls, the_memory_of_a_session_stays_flat_over_many_refusals,
         more_open_producers_than_gaps_delay_jobs_and_lose_none, hundreds_of_savepoints_delay_jobs_and_lose_none,
         a_transaction_of_100_000_jobs_holds_nobody_up, a_claim_of_60_000_jobs_that_rolls_back_gives_them_all_back,
         a_large_enqueue_may_be_cancelled_anywhere, a_large_claim_may_be_cancelled_anywhere,
         a_large_completion_may_be_cancelled_anywhere,
+    ];
+    faults: [
+        an_error_anywhere_in_a_call_of_a_worker_leaves_nothing, an_error_anywhere_in_a_call_of_an_operator_leaves_nothing,
+        an_error_anywhere_in_maintenance_leaves_nothing, an_error_anywhere_in_a_read_leaves_nothing,
+        a_claim_that_fails_before_its_first_row_leaves_numbers_readable,
     ];
     copies: [
         a_plain_dump_restores_every_job, a_parallel_dump_restores_every_job, a_dump_while_jobs_flow_holds_every_job_of_its_moment, a_database_made_from_a_template_waits_for_adoption,
@@ -144,8 +155,9 @@ suites! {
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
 fn case_limit() -> Duration {
     let number = stress_mixed::number;
+    let usual = if memcheck::is_on() { 1800 } else { 180 };
     Duration::from_secs(
-        180.max(20 * number("AWA_CRASH_ROUNDS", 0)).max(5 * number("AWA_SEQUENCES", 0)).max(number("AWA_HISTORY_STEPS", 0)),
+        usual.max(20 * number("AWA_CRASH_ROUNDS", 0)).max(5 * number("AWA_SEQUENCES", 0)).max(number("AWA_HISTORY_STEPS", 0)),
     )
 }
 
@@ -261,7 +273,11 @@ impl Stage<'_> {
 
     /// The oracle: log and frontier tell the same story.
     pub fn verify_clean(&self) -> Result<()> {
-        let rows = self.connect()?.query("SELECT d::text FROM awa.verify() AS d", &[]).context("verify")?;
+        self.verify_clean_by(&mut self.connect()?)
+    }
+
+    pub fn verify_clean_by(&self, client: &mut Client) -> Result<()> {
+        let rows = client.query("SELECT d::text FROM awa.verify() AS d", &[]).context("verify")?;
         let differences: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         ensure!(differences.is_empty(), "verify() found {} differences:\n{}", differences.len(), differences.join("\n"));
         Ok(())

@@ -19,7 +19,7 @@ use super::{Stage, claim, enqueue, ids};
 
 /// What shrinking may cost: each try is a database of its own.
 const TRIES: u32 = 300;
-const SHRINK_MS: u32 = 60_000;
+const SHRINK_MS: u32 = 45_000;
 
 // If this fails, some verb does not do what is promised, in some order of calls.
 pub fn every_sequence_of_verbs_is_answered_as_by_plain_sql(stage: &mut Stage<'_>) -> Result<()> {

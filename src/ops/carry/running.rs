@@ -108,7 +108,7 @@ impl Step<'_> {
             let (claimed_at, deadline_at, heartbeat_timeout) = terms(&first.seen);
             let mut copies = Copies::default();
             for job in run {
-                copies.push(job.row.head.job_id, job.row.head.hop + 1);
+                copies.push(job.row.head.job_id, job.row.head.hop + 1)?;
             }
             let claim = ClaimTerms { claimed_at, deadline_at, heartbeat_timeout, first_lease: first.seen.lease };
             evidence::append_claims(&open.info, &claim, &copies)?;

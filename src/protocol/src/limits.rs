@@ -55,3 +55,7 @@ pub const RESCUES_PER_STEP: usize = 500;
 pub const SET_ASIDE: usize = 1024;
 /// Slots of the in-flight pool that a sweep looks at under one lock.
 pub const SLOTS_PER_LOOK: usize = 256;
+
+/// Of the text of one error; the rest is cut off. All attempts of a job together must stay within what a jsonb can hold, or none of them
+/// could be ended any more.
+pub const ERROR_BYTES: usize = 16 * 1024;

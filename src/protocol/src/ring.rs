@@ -104,7 +104,7 @@ impl Ring {
 
     /// What a rotation may do when at most `limit` segments may be live. The lowest free slot is taken: few tables stay warm.
     pub fn rotation(&self, limit: usize) -> Rotation {
-        let generation = self.segments.last().map_or(1, |segment| segment.generation + 1);
+        let generation = self.segments.last().map_or(1, |segment| segment.generation.saturating_add(1));
         if self.segments.len() >= limit.min(LIVE_SEGMENTS) {
             return Rotation::Full;
         }

@@ -41,6 +41,23 @@ const CALLS: &[(&str, &str, u64)] = &[
     ("verify", "PERFORM awa.verify()", 2000),
     ("cancel of a waiting job", "PERFORM awa.cancel(awa.enqueue('q', 'k'))", 1000),
     ("rebuild", "PERFORM awa.rebuild()", 2000),
+    ("claim_ready_runtime", "PERFORM awa.enqueue('q', 'k'); SELECT * INTO j FROM awa.claim_ready_runtime('q'); PERFORM awa.complete(j.job_id, j.run_lease)", 10),
+    ("a deadline that has passed", "PERFORM awa.enqueue('few', 'k'), awa.claim('few', 1, '1 microsecond'); COMMIT; PERFORM awa.rescue_expired_deadlines()", 20),
+    ("a heartbeat that is late", "PERFORM awa.enqueue('few', 'k'), awa.claim('few', 1, NULL, '1 microsecond'); COMMIT; PERFORM awa.rescue_stale_heartbeats()", 20),
+    ("dead letters",
+     "PERFORM awa.enqueue('letters', 'k'); COMMIT; SELECT * INTO j FROM awa.claim('letters'); PERFORM awa.fail(j.job_id, j.run_lease, 'x', final => true); COMMIT; \
+          PERFORM awa.dlq_retry(j.job_id); COMMIT; SELECT * INTO j FROM awa.claim('letters'); PERFORM awa.fail(j.job_id, j.run_lease, 'x', final => true); COMMIT; \
+          PERFORM awa.dlq_retry_many('letters'); COMMIT; SELECT * INTO j FROM awa.claim('letters'); PERFORM awa.fail(j.job_id, j.run_lease, 'x', final => true); COMMIT; \
+          PERFORM awa.dlq_purge('letters')", 50),
+    ("retry and delete of a finished job",
+     "PERFORM awa.enqueue('letters', 'k'); COMMIT; SELECT * INTO j FROM awa.claim('letters'); PERFORM awa.cancel(j.job_id); COMMIT; PERFORM awa.retry(j.job_id); COMMIT; \
+          SELECT * INTO j FROM awa.claim('letters'); PERFORM awa.complete(j.job_id, j.run_lease); COMMIT; PERFORM awa.delete_job(j.job_id)", 1000),
+    ("maintenance",
+     "PERFORM awa.retention(); COMMIT; PERFORM awa.promote_deferred(); COMMIT; PERFORM awa.carry_forward(); COMMIT; PERFORM awa.run_maintenance('rescue_stale_heartbeats'); COMMIT; \
+          PERFORM awa.run_maintenance('prune')", 100),
+    ("numbers", "PERFORM awa.metrics(), awa.doctor(), awa.maintenance_stats(), awa.wake_maintenance(), awa.version(), awa.adopt()", 50),
+    ("finished jobs", "PERFORM count(*) FROM awa.terminal_jobs", 2000),
+    ("restore", "PERFORM awa.pre_restore(); COMMIT; PERFORM awa.post_restore(); COMMIT; PERFORM awa.queue_counts()", 2000),
 ];
 
 /// Each raises; the error is caught, so that its subtransaction rolls back.
@@ -99,7 +116,9 @@ pub fn the_memory_of_a_session_stays_flat_over_many_calls(stage: &mut Stage<'_>)
         let _configured = prepared(stage, calls)?;
         let mut client = stage.connect()?;
         let pid = pid_of(&mut client)?;
-        client.batch_execute("SELECT awa.create_queue('far'); SET awa.prune_grace = 0")?;
+        client.batch_execute(
+            "SELECT awa.create_queue('far'), awa.create_queue('few'), awa.create_queue('letters', dead_letters => true); SET awa.prune_grace = 0",
+        )?;
         let mut grown = Vec::new();
         for (name, body, seldom) in CALLS {
             grown.extend(stays_flat(&mut client, pid, name, body, (calls / seldom).max(5), (calls / seldom / 10).clamp(3, 2000))?);

@@ -5,20 +5,20 @@ use proptest::option;
 use proptest::prelude::*;
 
 /// Queues of a sequence, by number: see `QUEUES` for their settings.
-pub const NAMES: [&str; 3] = ["plain", "letters", "aged"];
+pub const NAMES: [&str; 3] = ["plain", "letters", "limited"];
 
 /// Settings, the same for both sides.
 pub const QUEUES: [&str; 3] = [
     "'plain', priority_ageing => '0', backoff => '0', backoff_max => '0', completed_retention => '1 day'",
     "'letters', priority_ageing => '0', max_attempts => 2, backoff => '1 hour', dead_letters => true, cancelled_retention => '0'",
-    "'aged', priority_ageing => '10 minutes', max_attempts => 3, deadline => '1 hour', backoff => '0', backoff_max => '0'",
+    "'limited', priority_ageing => '0', max_attempts => 3, deadline => '1 hour', backoff => '0', backoff_max => '0'",
 ];
 
 /// When a new job may run. No step waits: what is not due at once is not due within the test.
 #[derive(Clone, Copy, Debug)]
 pub enum When {
     Now,
-    /// So many times five minutes ago.
+    /// Some minutes ago.
     Past(u8),
     /// In half an hour: stays in the ring.
     Soon,

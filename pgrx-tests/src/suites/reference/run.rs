@@ -9,7 +9,7 @@ use postgres::Client;
 use serde_json::Value;
 
 use super::compare::{self, Comparison, Leeway, Shown};
-use super::op::{Limit, NAMES, Op, QUEUES, Task, Verb};
+use super::op::{NAMES, Op, QUEUES, Task, Verb};
 use super::statement::{Attempt, Call, Pair, Side, microseconds, queue};
 use crate::cluster::Shutdown;
 use crate::process::wait_until;
@@ -381,10 +381,7 @@ impl<'a, 'b> Run<'a, 'b> {
             let before = self.attempts.len();
             for _ in 0..200 {
                 let claimed = self.attempts.len();
-                let claim = match number {
-                    2 => Verb::Claim { queue: number, batch: 1, deadline: Limit::Default, heartbeat: Limit::Default },
-                    _ => Verb::ClaimFromAll { first: number, batch: 5 },
-                };
+                let claim = Verb::ClaimFromAll { first: number, batch: 5 };
                 self.verb(&claim, false)?;
                 if self.attempts.len() == claimed {
                     break;

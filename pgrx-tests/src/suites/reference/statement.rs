@@ -123,16 +123,15 @@ impl Call {
                 one(format!("enqueue_many({}, 'kind', {args}, {priorities}, {times})", queue(*to)))
             }
             Verb::Claim { queue: from, batch, deadline, heartbeat } => {
-                let batch = fitting(*from, *batch);
                 rows(format!("claim({}, {batch}, {}, {})", queue(*from), limit(*deadline), limit(*heartbeat)))
             }
             Verb::ClaimFromAll { first, batch } => {
-                let from = array((0..2).map(|n| queue((n + first) % 2)), "text");
+                let from = array((0..3).map(|n| queue((n + first) % 3)), "text");
                 rows(format!("claim({from}, {batch})"))
             }
             Verb::Complete { .. } => one(format!("complete({in_job}, {lease})")),
             Verb::CompleteMany { .. } => rows(format!("complete_many({})", pairs())),
-            Verb::CompleteAndClaim { queue: from, batch, .. } => rows(format!("complete_and_claim({}, {}, {})", pairs(), queue(*from), fitting(*from, *batch))),
+            Verb::CompleteAndClaim { queue: from, batch, .. } => rows(format!("complete_and_claim({}, {}, {})", pairs(), queue(*from), batch)),
             Verb::Fail { retry_after, last, .. } => {
                 let after = retry_after.map_or("NULL", |late| if late { "'1 hour'" } else { "'0'" });
                 one(format!("fail({in_job}, {lease}, 'no luck', {after}, {last})"))
@@ -197,13 +196,7 @@ impl Call {
     }
 }
 
-/// A batch goes on with the priority with which it has begun, whatever the age of its other jobs: only of the first job is it certain, in a
-/// queue where age counts.
-fn fitting(from: u8, batch: u8) -> u8 {
-    if from == 2 { 1 } else { batch }
-}
-
-/// Minutes before the beginning of the sequence: in the middle between two steps of ageing.
+/// `distinct` keeps times apart, so that there is one order.
 pub fn microseconds(when: When, now: i64, distinct: i64) -> Option<i64> {
     const MINUTE: i64 = 60_000_000;
     match when {
