@@ -53,6 +53,7 @@ pub struct Scan {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Visit {
     pub turn: GapTurn,
+    until: i64,
     at: Option<Position>,
 }
 
@@ -155,13 +156,13 @@ impl World {
                 self.note(sid, Note::Claim { name, copy, published: true });
                 (Action::PopHole, Phase::Verify(name))
             }
-            Plan::Gap { track, xid } => {
+            Plan::Gap { track, xid, until } => {
                 if !self.lock_to_scan(sid, track) {
                     c.avoid_gaps.push(xid);
                     return (Action::BeginGap, Phase::Plan);
                 }
                 let phase = match self.q.begin_gap(track, xid, sid as u32) {
-                    Some(turn) => Phase::Turn(Turn::Gap(Visit { turn, at: None })),
+                    Some(turn) => Phase::Turn(Turn::Gap(Visit { turn, until, at: None })),
                     None => Phase::Plan,
                 };
                 (Action::BeginGap, phase)
@@ -235,6 +236,11 @@ impl World {
             self.q.finish_gap(&visit.turn, sid as u32, to);
             return (Action::FinishGap, Phase::Plan);
         };
+        // Another source has the next row: the gap begins here from now on.
+        if row.position.key > visit.until {
+            self.q.finish_gap(&visit.turn, sid as u32, just_before(row.position));
+            return (Action::FinishGap, Phase::Plan);
+        }
         if row.xmin == xid && self.log.committed(xid) {
             if c.taken.len() >= c.want {
                 c.avoid_gaps.push(xid);
