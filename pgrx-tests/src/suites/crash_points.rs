@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use self::verbs::{Act, Change, PRUNE, VERBS, Verb, drained_segment};
+use self::verbs::{Act, Change, PRUNE, VERBS, Verb, drained_segment, finish_prunes};
 use super::every_state::{States, states};
 use super::races::pid_of;
 use super::stress_mixed::{HASTY, configured, number};
@@ -128,21 +128,6 @@ fn compare(before: &States, after: &States, change: &Change, committed: bool) ->
     ensure!(added == adds, "{added} jobs were added, not {adds}");
     ensure!(changed == sets, "committed: {committed}; expected {sets:?}, changed {changed:?}");
     Ok(())
-}
-
-/// What a crash has left half truncated is truncated again.
-fn finish_prunes(client: &mut Client) -> Result<()> {
-    client.batch_execute("SET awa.prune_grace = 0")?;
-    for _ in 0..200 {
-        let done: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
-        if !["pruned", "prune_started"].contains(&done.as_str()) {
-            let left: i64 =
-                client.query_one("SELECT count(*) FROM awa.stat_segments WHERE state = 'prune_started'", &[])?.try_get(0)?;
-            ensure!(left == 0, "{left} segments are not pruned; prune answers {done}");
-            return Ok(client.batch_execute("RESET awa.prune_grace")?);
-        }
-    }
-    bail!("prune finds no end")
 }
 
 /// Else the ring is full after a while.
