@@ -47,8 +47,11 @@ soak:
 	scripts/prerequisites.sh 15
 	$(MAKE) --no-print-directory harness
 	cd src/protocol && AWA_SEEDS=40000 CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --test model
+	cd docs/spec && AWA_SPEC_BOUND=large CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --test models -- --nocapture
 	AWA_CRASH_ROUNDS=100 AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/crash
 	AWA_CRASH_ROUNDS=100 $(awa) test --pg 15 client/15/failover
+	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference
+	AWA_HISTORY_STEPS=4000 AWA_HISTORY_KILLS=25 $(awa) test --pg 15 --no-build client/15/history
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
 
 # Need a quiet machine: ten minutes, or hours. One scenario alone: see bench/run.
@@ -89,6 +92,7 @@ fmt-check:
 clippy:
 	scripts/prerequisites.sh 15
 	CARGO_TARGET_DIR=target/harness cargo clippy --quiet --package awa_harness --package awa_protocol --package awa_bench --all-targets -- -D warnings
+	CARGO_TARGET_DIR=target/harness cargo clippy --quiet --package awa_spec --all-targets -- -D warnings
 	PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/15/bin/pg_config CARGO_TARGET_DIR=target/pg15 \
 	    cargo clippy --quiet --package awa_queue --no-default-features --features pg15 -- -D warnings
 

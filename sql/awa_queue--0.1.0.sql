@@ -621,7 +621,7 @@ COMMENT ON SEQUENCE awa.job_ids IS 'blocks of 256 job identifiers: a session tak
 COMMENT ON COLUMN awa.queue_definitions.deadline IS 'how long an attempt may take unless the claim says otherwise; NULL: no deadline';
 COMMENT ON COLUMN awa.queue_definitions.heartbeat_timeout IS 'how long an attempt may stay silent unless the claim says otherwise; NULL: no heartbeat expected';
 COMMENT ON COLUMN awa.queue_definitions.backoff IS 'delay after the first failed attempt; doubles with each further one';
-COMMENT ON COLUMN awa.queue_definitions.backoff_max IS 'longest delay between attempts, before up to a quarter of jitter is added';
+COMMENT ON COLUMN awa.queue_definitions.backoff_max IS 'longest delay between attempts, before up to a quarter of jitter is taken off';
 COMMENT ON COLUMN awa.queue_definitions.priority_ageing IS 'time of waiting that raises a job by one priority when lanes are compared; NULL: never';
 COMMENT ON COLUMN awa.queue_definitions.completed_retention IS 'how long a completed job is shown at least; NULL: until its segment is pruned';
 COMMENT ON COLUMN awa.queue_definitions.failed_retention IS 'how long a failed job is shown, and can be retried, at least; NULL: until its segment is pruned';
@@ -664,7 +664,8 @@ priorities and run_ats, if given, have one element for each job; a null run_at m
 Errors: as enqueue(), with the number of the bad element in the HINT; 2202E arrays of different length or dimension; 54000 too many.';
 
 COMMENT ON FUNCTION awa.claim(text, integer, interval, interval) IS
-'Hands out at most batch_size (1 to 100000) due jobs of the queue, a row each, in the order of effective priority and due time; no row when
+'Hands out at most batch_size (1 to 100000) due jobs of the queue, a row each: first from the priority whose oldest due job
+ranks highest, ageing counted, and of it the oldest first, as many as fit; no row when
 nothing is due, the queue is paused, or others hold what is due. Never two callers get the same attempt. deadline and heartbeat_timeout:
 for these attempts (NULL: as the queue says; zero: none). A rollback, also to a savepoint, gives the jobs back at once, at no cost of an attempt.
 Alone in its transaction the commit does not wait for the disk (awa.asynchronous_claim): a crash may then give the jobs back.
@@ -692,7 +693,7 @@ COMMENT ON FUNCTION awa.complete_and_claim(bigint[], bigint[], text, integer, in
 complete(), and nothing is claimed. Two empty arrays only claim. The commit waits for the disk when something was completed.';
 COMMENT ON FUNCTION awa.fail(bigint, bigint, text, interval, boolean) IS
 'Ends the attempt as failed, in the caller''s transaction; error goes into the job''s history. Returns retry: the job runs again after
-retry_after (NULL: the queue''s backoff, doubled for each attempt, at most backoff_max, plus up to a quarter of jitter); or failed: final was
+retry_after (NULL: the queue''s backoff, doubled for each attempt, at most backoff_max, less up to a quarter of jitter); or failed: final was
 given or max_attempts are used up, and the job is finished. Also already. Errors and waits: as complete(); 22023 negative retry_after.
 Locks: RowExclusive on ready_entries and lease_claim_closures of the job''s segment, and on ready_entries of the open one.';
 COMMENT ON FUNCTION awa.snooze(bigint, bigint, interval) IS

@@ -2,6 +2,8 @@
 
 use pgrx::PgSqlErrorCode;
 
+use crate::pg::points::{Fault, fails};
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, Clone)]
@@ -36,5 +38,8 @@ pub fn out_of_memory() -> Error {
 
 /// Room for `more` elements. Memory that the library takes by itself cannot raise when it runs out: large amounts are asked for here.
 pub fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
+    if fails(Fault::Alloc) {
+        return Err(out_of_memory());
+    }
     list.try_reserve(more).map_err(|_| out_of_memory())
 }

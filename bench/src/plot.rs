@@ -311,11 +311,13 @@ where
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
     let plane = chart.plotting_area().get_pixel_range();
-    for (at, phase) in edges {
+    for (number, (at, phase)) in edges.iter().enumerate() {
         let low = list.iter().flat_map(|curve| curve.points.iter()).map(|point| point.1).next().unwrap_or(1.0);
         let (x, _) = chart.backend_coord(&(*at, low));
         area.draw(&PathElement::new([(x, plane.1.start), (x, plane.1.end)], BLACK.mix(0.4))).map_err(failed)?;
-        area.draw(&Text::new(phase.clone(), (x + 4, plane.1.start + 2), ("sans-serif", 13))).map_err(failed)?;
+        // A phase may be shorter than its name.
+        let y = plane.1.start + 2 + 14 * (number as i32 % 2);
+        area.draw(&Text::new(phase.clone(), (x + 4, y), ("sans-serif", 13))).map_err(failed)?;
     }
     chart
         .configure_series_labels()
@@ -336,6 +338,7 @@ fn colour(system: &str) -> RGBColor {
 
 /// 12 k, 3.4 k, 900, 0.12
 fn short(value: f64) -> String {
+    let value = value + 0.0; // an empty sum is -0
     if value >= 10_000.0 {
         format!("{:.0} k", value / 1_000.0)
     } else if value >= 1_000.0 {

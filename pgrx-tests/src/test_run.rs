@@ -29,7 +29,8 @@ impl Selection {
 }
 
 /// Suites that need no server: label and cargo package.
-const CARGO_SUITES: &[(&str, &str)] = &[("protocol", "awa_protocol"), ("harness", "awa_harness"), ("bench", "awa_bench")];
+const CARGO_SUITES: &[(&str, &str)] =
+    &[("protocol", "awa_protocol"), ("spec", "awa_spec"), ("harness", "awa_harness"), ("bench", "awa_bench")];
 
 type ServerSuite = fn(&Selection, &Layout, &Tree, &mut Cluster, &mut Report) -> Result<()>;
 

@@ -20,7 +20,7 @@ use pgrx::pg_sys::{Datum, Oid};
 use super::shared::{STATE_BITS, STATE_BUILDING, STATE_EMPTY, STATE_READY};
 use super::{Frontier, PARTITIONS, Reserve, SegmentInfo, notes};
 use crate::error::{Error, Result, out_of_memory, reserve};
-use crate::pg::points::reach;
+use crate::pg::points::{Fault, fails, reach};
 use crate::pg::rel::{self, Lock, Rel};
 use crate::pg::scan::{HeapScan, RawRow, RowState, top_of};
 use crate::pg::{sql, xact};
@@ -193,7 +193,7 @@ pub struct Evidence {
 
 impl Reader for Evidence {
     fn room(&mut self, copies: usize) -> Result<()> {
-        if self.fold.reserve(copies) { Ok(()) } else { Err(out_of_memory()) }
+        if !fails(Fault::Alloc) && self.fold.reserve(copies) { Ok(()) } else { Err(out_of_memory()) }
     }
 
     fn claim(&mut self, job_id: i64, hop: i32, lease: i64, terms: &ClaimTerms) {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use awa_protocol::attempt::State;
-use awa_protocol::lane::{BORN_CLAIMED, Lane};
+use awa_protocol::lane::{BORN_CLAIMED, Lane, Position};
 use awa_protocol::lifecycle::Outcome;
 use awa_protocol::limits::QUEUE_NAME_BYTES;
 use awa_protocol::queue::{NO_KEY, QueueFrontier};
@@ -64,6 +64,11 @@ pub fn queue_counts(frontier: &Frontier, name: Option<&[u8]>, rows: &mut Rows<'_
     Ok(())
 }
 
+/// A scan that was interrupted before its first row says of its track only that there may be something to find.
+pub fn is_known(head: i64) -> bool {
+    head > Position::START.key
+}
+
 pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
     notes::settle_prepared(frontier);
     for place in 0..frontier.queue_slots() {
@@ -85,7 +90,7 @@ pub fn queue_stats(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             Some(datum::i64(totals.rescued as i64)),
             Some(datum::i64(i64::from(holes))),
             Some(datum::i32(gaps as i32)),
-            (oldest <= xact::now()).then(|| datum::i64(oldest)).filter(|_| oldest > i64::MIN),
+            (oldest <= xact::now() && is_known(oldest)).then(|| datum::i64(oldest)),
             Some(datum::i32(waiters as i32)),
         ])?;
     }

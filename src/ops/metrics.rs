@@ -43,7 +43,7 @@ pub fn engine(frontier: &Frontier, put: Put<'_>) -> Result<()> {
         for (state, value) in states {
             put(&Metric { name: "awa_jobs", labels: &[queue, ("state", state.as_bytes())], value: value as f64 })?;
         }
-        let waiting_since = if oldest <= xact::now() && oldest > i64::MIN { xact::now() - oldest } else { 0 };
+        let waiting_since = if inspect::is_known(oldest) { xact::now().saturating_sub(oldest).max(0) } else { 0 };
         let values: [(&str, f64); 11] = [
             ("awa_jobs_enqueued_total", totals.enqueued as f64),
             ("awa_jobs_claimed_total", totals.claimed as f64),

@@ -105,6 +105,12 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
             }
         }
         let Some(found) = cancel::find_newest(frontier, job_id)? else { return Ok(Ring::Elsewhere) };
+        // The jobs of a dropped queue went with it, finished or not.
+        let lane = Lane::from_number(found.head.lane);
+        let Some(place) = handle::place_of(frontier, lane.queue_id) else {
+            frontier.check_current()?;
+            return Ok(Ring::Elsewhere);
+        };
         let outcome = match end_of(&found.segment, job_id, found.head.hop)? {
             None => return Ok(Ring::NotFinished),
             Some((outcome, _)) if outcome.is_history() && wanted(outcome) => outcome,
@@ -114,11 +120,6 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
                 Some(again) if again.head.hop != found.head.hop => continue,
                 _ => return Ok(Ring::Elsewhere),
             },
-        };
-        let lane = Lane::from_number(found.head.lane);
-        let Some(place) = handle::place_of(frontier, lane.queue_id) else {
-            frontier.check_current()?;
-            return Ok(Ring::Elsewhere);
         };
         let Some((name, guard)) = stand_guard(frontier, &found, place, by)? else { continue };
         notes::push(notes::Note::Superseding { entry: name, queue: place, queue_id: lane.queue_id, ended: outcome });

@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
 use super::memory::{Context, Entered};
+use super::points::{Fault, may_fail};
 use super::rel::{Index, Rel, all_index_oids};
 use super::row::{Tid, clear_slot, tid_of};
 use super::xact::check_for_interrupts;
@@ -120,6 +121,7 @@ impl<'r> Append<'r> {
         self.nulls.clear();
         self.values.extend(row.iter().map(|c| c.unwrap_or(Datum::null())));
         self.nulls.extend(row.iter().map(Option::is_none));
+        may_fail(Fault::Alloc);
         // SAFETY: one value and flag per column, of the columns' types by the caller's contract; copied into the current
         // context. May raise (row too wide): unwinds, the context owns the rest.
         unsafe { pg_sys::heap_form_tuple((*self.rel.raw()).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr()) }
@@ -127,6 +129,7 @@ impl<'r> Append<'r> {
 
     fn insert_one(&mut self, row: &Row, command: pg_sys::CommandId) -> Tid {
         let tuple = self.form_tuple(row);
+        may_fail(Fault::Append);
         // SAFETY: the relation is live and locked, the tuple ours. May raise: unwinds, abort releases buffers.
         unsafe { pg_sys::heap_insert(self.rel.raw(), tuple, command, 0, ptr::null_mut()) };
         // SAFETY: heap_insert has set the place in our tuple.
@@ -142,6 +145,7 @@ impl<'r> Append<'r> {
                 unsafe { pg_sys::ExecStoreHeapTuple(tuple, *slot, true) };
             }
         }
+        may_fail(Fault::Append);
         // SAFETY: the relation is live and locked, the slots filled. No bulk state: its ring would evict pages about to be
         // read. May raise: unwinds, abort releases buffers. What it leaks is in the batch context.
         unsafe {
@@ -158,6 +162,7 @@ impl<'r> Append<'r> {
     fn make_slots(&mut self, wanted: usize) {
         let _in_keep = self.keep.enter();
         while self.slots.len() < wanted {
+            may_fail(Fault::Alloc);
             // SAFETY: descriptor and operations are live. May raise (out of memory): unwinds. Dropped with this value.
             let slot = unsafe { pg_sys::MakeSingleTupleTableSlot((*self.rel.raw()).rd_att, &raw const pg_sys::TTSOpsHeapTuple) };
             self.slots.push(slot);
@@ -178,6 +183,7 @@ impl Target {
         if index.form().indrelid != rel.oid() {
             return Err(unusable(index, "It belongs to another table."));
         }
+        may_fail(Fault::Alloc);
         // SAFETY: the index is live. May raise (out of memory, catalog): unwinds. The result is in the keep context.
         let info = unsafe { pg_sys::BuildIndexInfo(index.raw()) };
         // SAFETY: made above; reads fields.
@@ -217,6 +223,7 @@ impl Target {
             }
         }
         let mut pointer = super::row::pointer_of(tid);
+        may_fail(Fault::Append);
         // SAFETY: table and index are live and locked, the arrays have room for every index column, the values are those of
         // the row just written. May raise (duplicate key): unwinds, abort undoes the row.
         unsafe {

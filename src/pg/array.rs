@@ -5,11 +5,13 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
 
+use super::points::{Fault, may_fail};
 use crate::error::{Error, Result};
 
 /// Splits a one-dimensional array of exactly this element type. By-reference elements point into the detoasted array, which
 /// lives as long as the memory context that is current now.
 pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> {
+    may_fail(Fault::Read);
     // SAFETY: a non-null array Datum. May raise (reading toast): unwinds. The copy, if any, belongs to the current context.
     let array = unsafe { pg_sys::pg_detoast_datum(array.cast_mut_ptr()) }.cast::<pg_sys::ArrayType>();
     // SAFETY: the detoasted header is in place; reads fields, cannot raise.
@@ -31,6 +33,7 @@ pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> 
     let mut values = ptr::null_mut();
     let mut nulls = ptr::null_mut();
     let mut count = 0;
+    may_fail(Fault::Alloc);
     // SAFETY: `array` is a detoasted array of this element type. May raise (out of memory): unwinds.
     unsafe {
         pg_sys::deconstruct_array(
@@ -58,6 +61,7 @@ pub fn array_elements(array: Datum, element: Oid) -> Result<Vec<Option<Datum>>> 
 /// Calls `each` for every element of a one-dimensional array of 8-byte integers without nulls, in order. Copies nothing; an array that is
 /// something else is refused.
 pub fn each_i64(array: Datum, mut each: impl FnMut(usize, i64)) -> Result<usize> {
+    may_fail(Fault::Read);
     // SAFETY: a non-null array Datum. May raise (reading toast): unwinds. The copy, if any, belongs to the current context.
     let array = unsafe { pg_sys::pg_detoast_datum(array.cast_mut_ptr()) }.cast::<pg_sys::ArrayType>();
     // SAFETY: the detoasted header is in place; reads fields, cannot raise.
@@ -115,6 +119,7 @@ impl Layout {
 
 fn array_datum(mut elements: Vec<Datum>, element: Oid) -> Datum {
     let layout = Layout::of(element);
+    may_fail(Fault::Alloc);
     // SAFETY: `elements` outlives the call, which copies. May raise (size limit): unwinds, destructors run.
     let array = unsafe {
         pg_sys::construct_array(elements.as_mut_ptr(), elements.len() as i32, element, layout.len, layout.by_val, layout.align)
@@ -154,6 +159,7 @@ pub fn text_datum(value: &str) -> Datum {
 
 /// A `text` or `bytea` of these bytes.
 pub fn bytes_datum(value: &[u8]) -> Datum {
+    may_fail(Fault::Alloc);
     // SAFETY: the bytes outlive the call, which copies. May raise (out of memory): unwinds.
     let text = unsafe { pg_sys::cstring_to_text_with_len(value.as_ptr().cast(), value.len() as i32) };
     Datum::from(text)
@@ -163,6 +169,7 @@ pub fn bytes_datum(value: &[u8]) -> Datum {
 pub fn jsonb_datum(mut text: Vec<u8>) -> Datum {
     text.push(0);
     let input = Datum::from(text.as_ptr());
+    may_fail(Fault::Alloc);
     // SAFETY: the argument is a null-terminated string that outlives the call. May raise (not JSON): unwinds.
     unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(input)]) }.unwrap_or(Datum::null())
 }
@@ -175,12 +182,14 @@ pub fn datum_size(value: Datum) -> usize {
 
 /// A copy in the current memory context of what a varlena says, without toast and without a short header.
 pub fn detoast(value: Datum) -> Datum {
+    may_fail(Fault::Read);
     // SAFETY: a non-null varlena Datum. May raise (reading toast): unwinds.
     Datum::from(unsafe { pg_sys::pg_detoast_datum(value.cast_mut_ptr()) })
 }
 
 /// The contents of a `text` or `bytea`, detoasted.
 pub fn bytes_of(value: Datum) -> Vec<u8> {
+    may_fail(Fault::Read);
     // SAFETY: a non-null varlena Datum. May raise (reading toast): unwinds.
     let packed = unsafe { pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr()) };
     // SAFETY: detoasted, so the header says how many bytes follow it.
@@ -202,6 +211,7 @@ pub fn text_of(value: Datum) -> String {
 
 /// Copies a value of this width into the current memory context; an external toast pointer stays one.
 pub(super) fn copy(value: Datum, by_val: bool, len: i16) -> Datum {
+    may_fail(Fault::Alloc);
     // SAFETY: the caller vouches for the Datum and its type. May raise (out of memory): unwinds.
     unsafe { super::raw::datum_copy(value, by_val, i32::from(len)) }
 }

@@ -4,6 +4,8 @@ use core::marker::PhantomData;
 
 use pgrx::pg_sys;
 
+use super::points::{Fault, may_fail};
+
 /// A memory context of our own, child of the one current at creation; deleted on drop.
 pub struct Context {
     raw: pg_sys::MemoryContext,
@@ -12,6 +14,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(name: &'static CStr) -> Self {
+        may_fail(Fault::Alloc);
         // SAFETY: the current context outlives this value, which lives within one call. May raise: out of memory; nothing
         // is owned yet. The name is static, as aset.c requires.
         let raw = unsafe {

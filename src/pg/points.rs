@@ -11,7 +11,7 @@ mod faults;
 #[cfg(feature = "points")]
 pub use armed::{ACTIONS, Action, Seen, arm, disarm_all, reach, reached, register, release};
 #[cfg(feature = "points")]
-pub use faults::{clear_fault, fail_nth, may_fail};
+pub use faults::{clear_fault, fail_nth, fails, may_fail};
 
 /// What of the server may fail. Each stands before a call that may raise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub fn reach(_name: &'static str) {}
 #[cfg(not(feature = "points"))]
 #[inline(always)]
 pub fn may_fail(_fault: Fault) {}
+
+#[cfg(not(feature = "points"))]
+#[inline(always)]
+pub fn fails(_fault: Fault) -> bool {
+    false
+}
 
 #[cfg(not(feature = "points"))]
 pub fn register() {}

@@ -10,6 +10,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Oid;
 
+use super::points::{Fault, may_fail};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,7 @@ struct Reference {
 
 impl Reference {
     fn open(oid: Oid) -> Option<Self> {
+        may_fail(Fault::Alloc);
         // SAFETY: inside a transaction. May raise: unwinds, nothing is held yet. The result is counted, given back on drop.
         let ptr = unsafe { pg_sys::RelationIdGetRelation(oid) };
         NonNull::new(ptr).map(|ptr| Self { ptr, _not_send: PhantomData })
@@ -73,6 +75,7 @@ pub struct Rel {
 impl Rel {
     /// Waits for the lock. The relation is looked at only after the lock, so what is read of it is true.
     pub fn open(oid: Oid, lock: Lock) -> Result<Self> {
+        may_fail(Fault::Lock);
         // SAFETY: inside a transaction. May raise (deadlock, cancel): unwinds; the caller holds no LWLock.
         unsafe { pg_sys::LockRelationOid(oid, lock.mode()) };
         Self::of_locked(oid)
@@ -80,6 +83,7 @@ impl Rel {
 
     /// As `open`, but gives up at once if the lock is not free. An AccessExclusive try assigns an xid even if it fails.
     pub fn open_if_lockable(oid: Oid, lock: Lock) -> Result<Option<Self>> {
+        may_fail(Fault::Lock);
         // SAFETY: as in `open`; does not wait.
         if !unsafe { pg_sys::ConditionalLockRelationOid(oid, lock.mode()) } {
             return Ok(None);
@@ -182,6 +186,7 @@ impl Rel {
 }
 
 fn blocks_of(rel: pg_sys::Relation) -> u32 {
+    may_fail(Fault::Read);
     // SAFETY: the caller holds a counted reference. May raise (I/O): unwinds, nothing is held.
     unsafe { pg_sys::RelationGetNumberOfBlocksInFork(rel, pg_sys::ForkNumber::MAIN_FORKNUM) }
 }
@@ -249,6 +254,7 @@ fn gone(oid: Oid) -> Error {
 /// Finds a relation by name, without a lock: what it names may be gone at once.
 pub fn relation_oid(schema: &str, name: &str) -> Option<Oid> {
     let (schema, name) = (CString::new(schema).ok()?, CString::new(name).ok()?);
+    may_fail(Fault::Sql);
     // SAFETY: a terminated string that outlives the call. May raise (catalog read): unwinds, destructors run.
     let namespace = unsafe { pg_sys::get_namespace_oid(schema.as_ptr(), true) };
     if namespace == Oid::INVALID {
@@ -275,6 +281,7 @@ pub fn index_oids(rel: &Rel) -> Result<Vec<Oid>> {
 
 /// All live indexes, even those still being built.
 pub(super) fn all_index_oids(rel: &Rel) -> Vec<Oid> {
+    may_fail(Fault::Alloc);
     // SAFETY: `rel` is live. May raise (catalog read): unwinds. The list is our copy, freed below.
     let list = unsafe { pg_sys::RelationGetIndexList(rel.raw()) };
     if list.is_null() {
@@ -307,6 +314,7 @@ fn lock_tag(oid: Oid) -> pg_sys::LOCKTAG {
 pub fn lock_conflicts(oid: Oid, lock: Lock) -> Vec<i32> {
     let tag = lock_tag(oid);
     let mut count = 0;
+    may_fail(Fault::Alloc);
     // SAFETY: tag and count are ours. May raise (out of memory): unwinds. The result is palloc'd in the current context.
     let holders = unsafe { pg_sys::GetLockConflicts(&raw const tag, lock.mode(), &raw mut count) };
     if holders.is_null() || count <= 0 {
@@ -367,6 +375,7 @@ fn proc_lxid(proc: &pg_sys::PGPROC) -> u32 {
 
 /// Waits until each transaction that now holds a conflicting lock has ended, prepared ones too. Takes nothing itself.
 pub fn wait_for_lockers(oid: Oid, lock: Lock) {
+    may_fail(Fault::Lock);
     // SAFETY: inside a transaction. May raise (deadlock, cancel): unwinds; the caller holds no LWLock.
     unsafe { pg_sys::WaitForLockers(lock_tag(oid), lock.mode(), false) }
 }

@@ -6,6 +6,7 @@ use core::ptr::NonNull;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 
+use super::points::{Fault, may_fail};
 use super::rel::Rel;
 use super::xid::{FullXid, Memo, XidState};
 use super::{array, xid};
@@ -43,6 +44,7 @@ impl Reader {
         // SAFETY: `rel` is live and locked, so its descriptor stays. Reads a field.
         let desc = unsafe { (*rel.raw()).rd_att };
         let widths = widths(desc);
+        may_fail(Fault::Alloc);
         // SAFETY: descriptor and slot operations are live. May raise (out of memory): unwinds. The slot is given back on drop.
         let slot = unsafe { pg_sys::MakeSingleTupleTableSlot(desc, &raw const pg_sys::TTSOpsBufferHeapTuple) };
         // SAFETY: palloc never gives NULL.

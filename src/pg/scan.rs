@@ -8,6 +8,7 @@ use core::ptr;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
+use super::points::{Fault, may_fail};
 use super::rel::{Index, Rel};
 pub use super::row::{RawRow, RowState, Tid};
 use super::row::{Reader, clear_slot, pointer_of, tid_of};
@@ -34,6 +35,7 @@ impl<'r> IndexScan<'r> {
     pub fn begin(rel: &'r Rel, index: &'r Index, first: i32, from_key: i64) -> Result<Self> {
         check_shape(rel, index)?;
         let reader = Reader::new(rel);
+        may_fail(Fault::Alloc);
         // SAFETY: both relations are live for 'r, the snapshot is static. May raise: unwinds. The scan is ended on drop.
         let scan = unsafe {
             pg_sys::index_beginscan(
@@ -104,6 +106,7 @@ impl<'r> IndexScan<'r> {
     pub fn next(&mut self) -> Option<(i64, RawRow<'_>)> {
         loop {
             let (key, _) = self.next_entry()?;
+            may_fail(Fault::Read);
             // SAFETY: the scan stands on an entry, the slot is a buffer heap slot of the table. May raise (I/O): unwinds.
             if unsafe { pg_sys::index_fetch_heap(self.scan, self.reader.slot()) } {
                 return Some((key, self.reader.row()));
@@ -187,6 +190,7 @@ impl<'r> HeapScan<'r> {
     fn begin_with(rel: &'r Rel, snapshot: pg_sys::Snapshot, flags: u32) -> Self {
         let reader = Reader::new(rel);
         let flags = flags | pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_STRAT;
+        may_fail(Fault::Alloc);
         // SAFETY: the relation is a live heap table for 'r, the snapshot static or registered. May raise: unwinds.
         let scan = unsafe { pg_sys::heap_beginscan(rel.raw(), snapshot, 0, ptr::null_mut(), ptr::null_mut(), flags) };
         Self { scan, reader, _relation: PhantomData }
@@ -194,6 +198,7 @@ impl<'r> HeapScan<'r> {
 
     pub fn next(&mut self) -> Option<RawRow<'_>> {
         check_for_interrupts();
+        may_fail(Fault::Read);
         // SAFETY: scan and slot are ours and of the same table. May raise (I/O): unwinds, abort releases the pins.
         let found =
             unsafe { pg_sys::heap_getnextslot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.reader.slot()) };
@@ -247,6 +252,7 @@ impl<'r> TidFetch<'r> {
         // SAFETY: `tuple` is ours and unused since the slot is clear.
         unsafe { (*tuple).t_self = pointer };
         let mut buffer: pg_sys::Buffer = 0;
+        may_fail(Fault::Read);
         // SAFETY: the relation is live, the block exists. May raise (I/O): unwinds. On true the buffer is pinned for us.
         let found = unsafe {
             pg_sys::heap_fetch(

@@ -5,6 +5,7 @@ use core::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::points::{Fault, may_fail};
 use super::raw;
 
 /// The name of a wait in pg_stat_activity; before 17 every extension's waits are called "Extension".
@@ -101,6 +102,7 @@ impl CondVar {
     /// Sleeps until signalled (or woken for no reason) or until the time is up, and says whether it is. Raises on cancel and
     /// on the end of the session; abort then ends the prepared sleep.
     pub fn timed_sleep(self, ms: i64, event: WaitEvent) -> bool {
+        may_fail(Fault::Interrupt);
         // SAFETY: initialised, in shared memory. May raise: unwinds; the caller holds no LWLock.
         unsafe { pg_sys::ConditionVariableTimedSleep(self.raw(), ms.max(0), event.0) }
     }

@@ -14,6 +14,7 @@ use pgrx::pg_sys::{Datum, Oid};
 
 use super::array;
 use super::memory::{self, Entered};
+use super::points::{Fault, may_fail};
 use super::rel::Rel;
 use crate::error::{Error, Result};
 
@@ -30,6 +31,7 @@ struct Connection {
 
 impl Connection {
     fn open() -> Result<Self> {
+        may_fail(Fault::Alloc);
         // SAFETY: inside a transaction. May raise (out of memory): unwinds, abort closes.
         check(unsafe { pg_sys::SPI_connect() }, "SPI_connect")?;
         Ok(Self { _not_send: PhantomData })
@@ -64,6 +66,7 @@ fn plan_of(sql: &'static str, args: &[(Oid, Option<Datum>)]) -> Result<pg_sys::S
     }
     let text = c_string(sql)?;
     let mut types: Vec<Oid> = args.iter().map(|(oid, _)| *oid).collect();
+    may_fail(Fault::Sql);
     // SAFETY: inside an SPI level; text and types outlive the call. May raise (syntax, missing object): unwinds.
     let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
     if plan.is_null() {
@@ -80,6 +83,7 @@ fn run(sql: &'static str, args: &[(Oid, Option<Datum>)], read_only: bool) -> Res
     let plan = plan_of(sql, args)?;
     let mut values: Vec<Datum> = args.iter().map(|(_, v)| v.unwrap_or(Datum::null())).collect();
     let nulls: Vec<c_char> = args.iter().map(|(_, v)| if v.is_some() { b' ' } else { b'n' } as c_char).collect();
+    may_fail(Fault::Sql);
     // SAFETY: the plan is saved and takes as many arguments as it was prepared with, which the static text fixes; the arrays
     // outlive the call. May raise: unwinds, destructors run, abort closes the level.
     let code = unsafe { pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0) };
@@ -128,6 +132,7 @@ pub fn select_latest(sql: &'static str, args: &[(Oid, Option<Datum>)], each: imp
 
 /// Several reads with one snapshot, taken now.
 pub fn in_latest_snapshot<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    may_fail(Fault::Alloc);
     // SAFETY: inside a transaction. May raise: unwinds, abort pops what was pushed.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
     let outcome = read();
@@ -144,6 +149,7 @@ pub fn select_made_up(text: &str, args: &[(Oid, Option<Datum>)], mut each: impl 
     let mut types: Vec<Oid> = args.iter().map(|(oid, _)| *oid).collect();
     let mut values: Vec<Datum> = args.iter().map(|(_, v)| v.unwrap_or(Datum::null())).collect();
     let nulls: Vec<c_char> = args.iter().map(|(_, v)| if v.is_some() { b' ' } else { b'n' } as c_char).collect();
+    may_fail(Fault::Sql);
     // SAFETY: inside an SPI level; text and arrays outlive the call, and each array has one element an argument. May raise: unwinds,
     // abort closes the level.
     let code = unsafe {
@@ -186,6 +192,7 @@ pub fn execute(sql: &'static str, args: &[(Oid, Option<Datum>)]) -> Result<u64> 
 pub fn ddl(sql: &str) -> Result<()> {
     let text = c_string(sql)?;
     let _connection = Connection::open()?;
+    may_fail(Fault::Sql);
     // SAFETY: inside an SPI level; the text outlives the call. May raise: unwinds, abort closes the level.
     check(unsafe { pg_sys::SPI_execute(text.as_ptr(), false, 0) }, "SPI_execute").map(|_| ())
 }
@@ -266,6 +273,7 @@ pub fn as_owner<T>(relation: Oid, f: impl FnOnce() -> Result<T>) -> Result<T> {
     unsafe { pg_sys::SetUserIdAndSecContext(owner, context | restricted) };
     // SAFETY: counts a level; cannot raise.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
+    may_fail(Fault::Alloc);
     // SAFETY: static strings. May raise (out of memory): unwinds, abort restores user and settings.
     unsafe {
         pg_sys::set_config_option(

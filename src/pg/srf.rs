@@ -7,6 +7,7 @@ use pgrx::pg_sys::Datum;
 
 use super::call::is_node;
 use super::memory::Entered;
+use super::points::{Fault, may_fail};
 use crate::error::{Error, Result};
 
 /// The rows of one call. The tuplestore belongs to the executor, which frees it at the end of the query.
@@ -34,9 +35,11 @@ impl<'c> Rows<'c> {
         // SAFETY: the expression context is live for the call; reads a field.
         let per_query = unsafe { (*info.econtext).ecxt_per_query_memory };
         let entered = Entered::into_raw_context(per_query);
+        may_fail(Fault::Alloc);
         // SAFETY: the expected descriptor is live for the call. May raise (out of memory): unwinds. The executor frees it.
         let desc = unsafe { pg_sys::CreateTupleDescCopy(info.expectedDesc) };
         let random = info.allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random as i32 != 0;
+        may_fail(Fault::Alloc);
         // SAFETY: may raise (out of memory): unwinds. The store lives in the per-query context.
         let store = unsafe { pg_sys::tuplestore_begin_heap(random, false, pg_sys::work_mem) };
         drop(entered);
@@ -70,6 +73,7 @@ impl<'c> Rows<'c> {
         self.nulls.clear();
         self.values.extend(columns.iter().map(|c| c.unwrap_or(Datum::null())));
         self.nulls.extend(columns.iter().map(Option::is_none));
+        may_fail(Fault::Append);
         // SAFETY: both arrays have one element per column, and the Datums are of the declared types by the caller's contract.
         // May raise (temporary file): unwinds, the executor's contexts own the rest.
         unsafe {

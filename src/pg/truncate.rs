@@ -5,6 +5,7 @@
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
+use super::points::{Fault, may_fail};
 use super::rel::{Index, Lock, Rel, all_index_oids};
 use crate::error::{Error, Result};
 
@@ -22,8 +23,10 @@ pub fn truncate_in_place(rel: &Rel) -> Result<bool> {
     let toast_is_empty = toast.as_ref().map_or(Ok(true), is_empty)?;
     let had_rows = !(is_empty(rel)? && toast_is_empty);
     if had_rows {
+        may_fail(Fault::Append);
         // SAFETY: locked by the check above, live. May raise half-way: unwinds; the caller repeats it before any use.
         unsafe { pg_sys::heap_truncate_one_rel(rel.raw()) };
+        may_fail(Fault::Alloc);
         // SAFETY: `rel` is live. Counts in backend-local memory; may raise (out of memory): unwinds.
         unsafe { pg_sys::pgstat_count_truncate(rel.raw()) };
     }
@@ -42,6 +45,7 @@ pub fn truncate_in_place(rel: &Rel) -> Result<bool> {
 fn invalidate(rel: &Rel) -> Result<()> {
     for oid in all_index_oids(rel) {
         let index = Index::open(rel, oid)?;
+        may_fail(Fault::Alloc);
         // SAFETY: `index` is live. Queues a message that commit sends; may raise (out of memory): unwinds.
         unsafe { pg_sys::CacheInvalidateRelcache(index.raw()) };
     }
@@ -76,6 +80,7 @@ fn advance_freeze_limits(rel: &Rel) {
     }
     #[cfg(not(feature = "pg14"))]
     let (mut xid_moved, mut multi_moved) = (false, false);
+    may_fail(Fault::Read);
     // SAFETY: locked and live. May raise (catalog read): unwinds. -1 tuples: never counted, as after TRUNCATE.
     unsafe {
         pg_sys::vac_update_relstats(

@@ -6,6 +6,7 @@ use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
 use super::call::Call;
+use super::points::{Fault, may_fail};
 use super::xact;
 use crate::error::{Error, Result};
 
@@ -36,6 +37,7 @@ pub fn leave_snapshot(call: &Call) -> Result<NoSnapshot> {
         return Err(Error::new(Code::ERRCODE_ACTIVE_SQL_TRANSACTION, "cannot wait in a transaction that keeps one snapshot")
             .hint("Use the isolation level READ COMMITTED."));
     }
+    may_fail(Fault::Alloc);
     // SAFETY: non-atomic, so the portal may give up its snapshot. Raises if other snapshots are active: unwinds.
     unsafe { pg_sys::ForgetPortalSnapshots() };
     let left = NoSnapshot { _not_send: PhantomData };

@@ -11,6 +11,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
+use super::points::{Fault, may_fail};
 use super::raw;
 use super::xid::FullXid;
 use crate::error::{Error, Result};
@@ -80,6 +81,7 @@ pub fn force_synchronous_commit() {
 
 /// The id of the current (sub)transaction, assigned now if it had none.
 pub fn current_xid() -> FullXid {
+    may_fail(Fault::Append);
     // SAFETY: inside a transaction. May raise (wraparound limit, parallel mode): unwinds, nothing is held.
     unsafe { pg_sys::GetCurrentFullTransactionId() }.value
 }
@@ -121,6 +123,7 @@ pub fn wait_for_xid(xid: FullXid) {
     if short.into_inner() < 3 || unsafe { raw::TransactionIdIsCurrentTransactionId(short) } {
         return;
     }
+    may_fail(Fault::Lock);
     // SAFETY: the xid is normal and not ours, as the function asserts. May raise: unwinds; the caller holds no LWLock.
     unsafe {
         pg_sys::XactLockTableWait(short, ptr::null_mut(), ptr::null_mut(), pg_sys::XLTW_Oper::XLTW_None);
@@ -322,33 +325,38 @@ pub fn subtransaction<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
             pg_sys::CurrentResourceOwner = owner;
         }
     };
+    may_fail(Fault::Alloc);
     // SAFETY: inside a transaction. May raise: unwinds, the enclosing transaction aborts.
     unsafe { pg_sys::BeginInternalSubTransaction(ptr::null()) };
     // SAFETY: as in `restore`: results must be allocated where the caller expects them.
     unsafe { pg_sys::CurrentMemoryContext = context };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    let outcome = match outcome {
-        Ok(Ok(value)) => {
-            // SAFETY: the subtransaction begun above is current. May raise: unwinds, the transaction aborts.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let outcome = f();
+        if outcome.is_ok() {
+            may_fail(Fault::Alloc);
+            // SAFETY: the subtransaction begun above is current. May raise: caught here, and rolled back like any other error. An
+            // error that left the subtransaction behind would leave the session in it, after the statement had ended.
             unsafe { pg_sys::ReleaseCurrentSubTransaction() };
-            Ok(value)
         }
-        Ok(Err(error)) => {
-            // SAFETY: as above.
-            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-            Err(error)
+        outcome
+    }));
+    let error = match outcome {
+        Ok(Ok(value)) => {
+            restore();
+            return Ok(value);
         }
-        Err(payload) => {
-            // SAFETY: as above; the panic has been caught and the error state was flushed by the guard that caught it.
-            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-            Err(super::call::error_from_panic(payload))
-        }
+        Ok(Err(error)) => error,
+        Err(payload) => super::call::error_from_panic(payload),
     };
+    // SAFETY: the subtransaction begun above is current; a panic has been caught, and the error state was flushed by the guard that
+    // caught it.
+    unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
     restore();
-    outcome
+    Err(error)
 }
 
 pub fn command_counter_increment() {
+    may_fail(Fault::Alloc);
     // SAFETY: inside a transaction. May raise (2^32 commands): unwinds, nothing is held.
     unsafe { pg_sys::CommandCounterIncrement() }
 }
@@ -356,6 +364,7 @@ pub fn command_counter_increment() {
 /// Raises if the statement was cancelled or the session must end. Never under an LWLock.
 #[inline]
 pub fn check_for_interrupts() {
+    may_fail(Fault::Interrupt);
     // SAFETY: a volatile read of the flag that signal handlers set; cannot raise.
     if unsafe { ptr::read_volatile(&raw const pg_sys::InterruptPending) } != 0 {
         // SAFETY: may raise: unwinds; the caller holds no LWLock and no half-made change.

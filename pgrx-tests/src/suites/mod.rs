@@ -61,6 +61,8 @@ suites! {
         every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
         every_acknowledged_job_has_one_end_under_maintenance,
     ];
+    reference: [every_sequence_of_verbs_is_answered_as_by_plain_sql, jobs_passed_by_in_their_transaction_come_out_in_order, the_jobs_of_a_dropped_queue_are_not_found];
+    history: [all_answers_fit_into_one_history, all_answers_fit_into_one_history_over_crashes];
     waiting: [
         a_commit_wakes_a_waiting_session, a_large_commit_wakes_every_waiting_session, a_rolled_back_claim_wakes_a_waiting_session,
         a_waiting_session_holds_no_snapshot, a_wait_in_a_transaction_is_refused, a_waiting_session_can_be_cancelled,
@@ -141,7 +143,10 @@ suites! {
 
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
 fn case_limit() -> Duration {
-    Duration::from_secs(180.max(20 * stress_mixed::number("AWA_CRASH_ROUNDS", 0)))
+    let number = stress_mixed::number;
+    Duration::from_secs(
+        180.max(20 * number("AWA_CRASH_ROUNDS", 0)).max(5 * number("AWA_SEQUENCES", 0)).max(number("AWA_HISTORY_STEPS", 0)),
+    )
 }
 
 const DATABASE: &str = "awa_case";

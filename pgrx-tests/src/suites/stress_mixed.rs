@@ -208,6 +208,6 @@ fn drain(book: &Book, client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-fn connect(config: &postgres::Config) -> Result<Client> {
+pub fn connect(config: &postgres::Config) -> Result<Client> {
     Ok(config.connect(NoTls)?)
 }

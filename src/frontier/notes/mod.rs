@@ -17,6 +17,7 @@ use pgrx::PgSqlErrorCode as Code;
 
 use super::{Frontier, Prepared, SegmentInfo};
 use crate::error::{Error, Result};
+use crate::pg::points::{Fault, fails};
 use crate::pg::scan::{XidState, xid_state};
 use crate::pg::xact;
 
@@ -159,9 +160,11 @@ pub fn reserve(frontier: &Frontier, more: usize) -> Result<()> {
         if notes.is_empty() && notes.capacity() > 16_384 {
             notes.shrink_to(256);
         }
-        notes
-            .try_reserve(more)
-            .map_err(|_| Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"))
+        let full = fails(Fault::Alloc) || notes.try_reserve(more).is_err();
+        if full {
+            return Err(Error::new(Code::ERRCODE_OUT_OF_MEMORY, "out of memory while noting changes of the queue"));
+        }
+        Ok(())
     })
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Taker<'_> {
-    pub(super) fn visit_gap(&mut self, track: TrackId, xid: u64) -> Result<()> {
+    pub(super) fn visit_gap(&mut self, track: TrackId, xid: u64, until: i64) -> Result<()> {
         let Some(segment) = self.open(track.generation)? else {
             self.avoid_gaps.push(xid);
             return Ok(());
@@ -29,6 +29,11 @@ impl Taker<'_> {
         while let Some((key, row)) = scan.next() {
             let position = Position::at(key, row.tid());
             if position > turn.to {
+                break;
+            }
+            // Another source has the next row. The gap begins here from now on, so that its place among the others is right.
+            if key > until {
+                reached = just_before(position);
                 break;
             }
             if row.xmin_full() == xid && row.state() == RowState::Committed {

@@ -126,7 +126,7 @@ impl<'f> Taker<'f> {
             }
             match plan.unwrap_or(Plan::Nothing { next: i64::MAX }) {
                 Plan::Holes { priority, until } => self.take_holes(priority, until)?,
-                Plan::Gap { track, xid } => self.visit_gap(track, xid)?,
+                Plan::Gap { track, xid, until } => self.visit_gap(track, xid, until)?,
                 Plan::Scan { track, until } => self.scan(track, until)?,
                 Plan::Nothing { .. } => break,
                 Plan::Busy => {

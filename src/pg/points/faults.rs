@@ -42,29 +42,36 @@ pub fn clear_fault() -> u32 {
 /// Stands before a call of the server that may raise.
 #[inline]
 pub fn may_fail(fault: Fault) {
-    let (class, left) = LEFT.get();
-    if left != 0 && class.is_none_or(|class| class == fault) {
-        count_down(fault, class, left);
+    if fails(fault) {
+        raise(injected(fault));
     }
 }
 
+/// For a call of ours that reports failure by its result.
+#[inline]
+pub fn fails(fault: Fault) -> bool {
+    let (class, left) = LEFT.get();
+    left != 0 && class.is_none_or(|class| class == fault) && count_down(class, left)
+}
+
 #[cold]
-fn count_down(fault: Fault, class: Option<Fault>, left: u32) {
+fn count_down(class: Option<Fault>, left: u32) -> bool {
     // SAFETY: plain reads of backend-local globals; cannot raise.
     if unsafe { pg_sys::InterruptHoldoffCount != 0 || pg_sys::CritSectionCount != 0 } {
-        return;
+        return false;
     }
     LEFT.set((class, left - 1));
-    if left > 1 {
-        return;
-    }
+    left == 1
+}
+
+fn injected(fault: Fault) -> Error {
     let (code, what) = match fault {
         Fault::Alloc => (Code::ERRCODE_OUT_OF_MEMORY, "out of memory"),
         Fault::Append => (Code::ERRCODE_DISK_FULL, "could not extend file"),
         Fault::Lock => (Code::ERRCODE_T_R_DEADLOCK_DETECTED, "deadlock detected"),
         Fault::Interrupt => (Code::ERRCODE_QUERY_CANCELED, "canceling statement due to user request"),
-        Fault::Sql => (Code::ERRCODE_OUT_OF_MEMORY, "out of memory in a statement"),
+        Fault::Sql => (Code::ERRCODE_INSUFFICIENT_RESOURCES, "a statement of the library failed"),
         Fault::Read => (Code::ERRCODE_IO_ERROR, "could not read block"),
     };
-    raise(Error::new(code, format!("{what} (injected)")));
+    Error::new(code, format!("{what} (injected)"))
 }

@@ -7,7 +7,7 @@ use crate::lane::{BORN_CLAIMED, Lane};
 use crate::lifecycle::Outcome;
 use crate::queue::NOBODY;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     Free,
     /// Handed out; the claim's transaction may be unfinished (`claim_xid`), so may the closing one (`close_xid`).
@@ -18,7 +18,7 @@ pub enum State {
     Guard,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     pub job_id: i64,
     pub generation: i64,
@@ -94,14 +94,14 @@ impl Entry {
 }
 
 /// Names one entry for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntryRef {
     pub partition: u32,
     pub slot: u32,
     pub stamp: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionHead {
     free: u32,
     pub used: u32,

@@ -1,19 +1,23 @@
 //! Every fixed size, in one place. A size that a user may change is a setting instead and is not here.
+//!
+//! The feature `small` makes the pools of a queue so small that the models of `docs/spec` can fill them; a server never has it.
+
+const SMALL: bool = cfg!(feature = "small");
 
 /// Longest queue name, in bytes.
-pub const QUEUE_NAME_BYTES: usize = 128;
+pub const QUEUE_NAME_BYTES: usize = if SMALL { 4 } else { 128 };
 /// Longest job kind, in bytes.
 pub const KIND_NAME_BYTES: usize = 200;
 /// Priorities run from 1, the most urgent, to this.
 pub const PRIORITIES: usize = 4;
 /// Live (priority, sub-lane, segment) combinations of one queue: all there can be.
-pub const TRACKS_PER_QUEUE: usize = 2 * PRIORITIES * LIVE_SEGMENTS;
+pub const TRACKS_PER_QUEUE: usize = if SMALL { 6 } else { 2 * PRIORITIES * LIVE_SEGMENTS };
 /// Unfinished transactions that the scans of one queue may have passed by.
-pub const GAPS_PER_QUEUE: usize = 192;
+pub const GAPS_PER_QUEUE: usize = if SMALL { 2 } else { 192 };
 /// Gaps that one scan may add.
-pub const GAPS_PER_SCAN: usize = 64;
+pub const GAPS_PER_SCAN: usize = if SMALL { 2 } else { 64 };
 /// Sessions that may be appending to one queue at the same moment.
-pub const INSERTERS_PER_QUEUE: usize = 128;
+pub const INSERTERS_PER_QUEUE: usize = if SMALL { 3 } else { 128 };
 /// Rows of one registration of an inserter.
 pub const ROWS_PER_REGISTRATION: usize = 256;
 /// Jobs named by one claim row or one done row: the row fits a page.
@@ -21,7 +25,7 @@ pub const JOBS_PER_EVIDENCE_ROW: usize = 512;
 /// Jobs that one call may claim, complete or enqueue.
 pub const JOBS_PER_CALL: usize = 100_000;
 /// Segments of the ring that may be live at the same time.
-pub const LIVE_SEGMENTS: usize = 64;
+pub const LIVE_SEGMENTS: usize = if SMALL { 4 } else { 64 };
 /// Attempts of a job.
 pub const MAX_ATTEMPTS: i32 = 1000;
 /// Tags of a job, and bytes of one tag.

@@ -11,7 +11,7 @@ use crate::lane::{BORN_CLAIMED, Lane, Position};
 use crate::lifecycle::Outcome;
 use crate::queue::{NO_KEY, TrackId};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpenClaim {
     pub lease: i64,
     pub claimed_at: i64,

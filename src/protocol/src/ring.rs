@@ -2,7 +2,7 @@
 
 use crate::limits::LIVE_SEGMENTS;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SegmentState {
     /// Receives new rows.
     Open,
@@ -12,7 +12,7 @@ pub enum SegmentState {
     PruneStarted,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Segment {
     pub generation: i64,
     pub slot: i32,
@@ -20,7 +20,7 @@ pub struct Segment {
     pub opened_at: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     Opened,
     PruneStarted,
@@ -38,7 +38,7 @@ impl Event {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LedgerRow {
     pub generation: i64,
     pub slot: i32,
@@ -46,7 +46,7 @@ pub struct LedgerRow {
     pub at: i64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ring {
     /// Live segments in order of generation; the last one is open.
     pub segments: heapless::Vec<Segment, LIVE_SEGMENTS>,

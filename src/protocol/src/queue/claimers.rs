@@ -59,7 +59,7 @@ impl QueueFrontier {
         }
         for gap in self.gaps.iter().filter(|gap| gap.track.priority == priority && ended.contains(&gap.xid)) {
             if gap.turn == NOBODY {
-                offer(gap.from.key, Plan::Gap { track: gap.track, xid: gap.xid });
+                offer(gap.from.key, Plan::Gap { track: gap.track, xid: gap.xid, until: NO_KEY });
             } else {
                 *busy = true;
             }
@@ -80,6 +80,7 @@ impl QueueFrontier {
         first.map(|(key, plan)| match plan {
             Plan::Scan { track, .. } => (key, Plan::Scan { track, until: second }),
             Plan::Holes { priority, .. } => (key, Plan::Holes { priority, until: second }),
+            Plan::Gap { track, xid, .. } if !mutant!("gap_beyond_next_source") => (key, Plan::Gap { track, xid, until: second }),
             other => (key, other),
         })
     }

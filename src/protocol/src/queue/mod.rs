@@ -25,7 +25,7 @@ pub const NOBODY: u32 = u32::MAX;
 /// No row is known to be waiting.
 pub const NO_KEY: i64 = i64::MAX;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub paused: bool,
     pub max_attempts: i32,
@@ -45,14 +45,14 @@ pub struct Settings {
     pub dead_letter_retention: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrackId {
     pub generation: i64,
     pub priority: u8,
     pub sub: SubLane,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Track {
     pub id: TrackId,
     pub cursor: Position,
@@ -71,7 +71,7 @@ pub struct Track {
     tie_count: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Gap {
     pub track: TrackId,
     pub xid: u64,
@@ -80,7 +80,7 @@ pub struct Gap {
     turn: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Inserter {
     process: u32,
     track: TrackId,
@@ -89,7 +89,7 @@ struct Inserter {
     highest: i64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Counts {
     pub immediate: i64,
     pub scheduled: i64,
@@ -100,7 +100,7 @@ pub struct Counts {
     pub dead_lettered: i64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Totals {
     pub enqueued: u64,
     pub claimed: u64,
@@ -113,7 +113,7 @@ pub struct Totals {
     pub carried: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Existence {
     Free,
     /// Created by a transaction that has not committed.
@@ -138,12 +138,12 @@ pub enum Refusal {
 }
 
 /// What a claimer should do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plan {
     /// Take holes of this priority with keys not above `until`.
     Holes { priority: u8, until: i64 },
-    /// Visit the rows of an ended transaction.
-    Gap { track: TrackId, xid: u64 },
+    /// Visit the rows of an ended transaction; take no row with a key above `until`.
+    Gap { track: TrackId, xid: u64, until: i64 },
     /// Scan this track; take no row with a key above `until` (another source has the next one).
     Scan { track: TrackId, until: i64 },
     /// Others are at work on everything that is due.
@@ -153,7 +153,7 @@ pub enum Plan {
 }
 
 /// A scan turn: what the claimer needs to read the index by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ScanTurn {
     pub track: TrackId,
     pub from: Position,
@@ -165,14 +165,14 @@ pub struct ScanTurn {
     pub gap_room: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GapFound {
     pub xid: u64,
     pub from: Position,
     pub to: Position,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GapTurn {
     pub track: TrackId,
     pub xid: u64,
@@ -180,7 +180,7 @@ pub struct GapTurn {
     pub to: Position,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct HoleList {
     first: u32,
     count: u32,
@@ -195,7 +195,8 @@ pub struct HoleLinks<'a> {
     pub key_of: &'a dyn Fn(u32) -> i64,
 }
 
-#[derive(Debug)]
+/// Cloned and compared by the models of `docs/spec` only: on a server it lives in shared memory, once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct QueueFrontier {
     pub queue_id: i32,
     pub existence: Existence,

@@ -64,7 +64,8 @@ impl World {
             return;
         }
         let Some(segment) = self.segments.get(&track.generation) else { return };
-        for (_, n) in segment.index.range((row.lane, i64::MIN, 0)..(row.lane, row.position.key, row.position.tid)) {
+        // Rows of one key are due at the same moment, whatever their places.
+        for (_, n) in segment.index.range((row.lane, i64::MIN, 0)..(row.lane, row.position.key, 0)) {
             let other = &segment.rows[*n];
             let copy = (other.job, other.hop);
             if self.committed(other.xmin) && !self.closed(copy) && !self.held.contains_key(&copy) {

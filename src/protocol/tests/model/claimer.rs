@@ -45,6 +45,7 @@ pub struct Scan {
 
 pub struct Visit {
     turn: GapTurn,
+    until: i64,
     at: Option<Position>,
     names: Vec<EntryRef>,
 }
@@ -126,7 +127,7 @@ impl World {
                 self.popped += 1;
                 Phase::Popped(self.pool.name_of(global))
             }
-            Plan::Gap { track, xid } => {
+            Plan::Gap { track, xid, until } => {
                 if !self.lock_for_scan(sid, track) {
                     c.avoid.push(track);
                     return Phase::Append;
@@ -134,7 +135,7 @@ impl World {
                 match self.q.begin_gap(track, xid, sid as u32) {
                     Some(turn) => {
                         self.say(|| format!("s{sid} begin gap {turn:?}"));
-                        Phase::Turn(Turn::Gap(Visit { turn, at: None, names: Vec::new() }))
+                        Phase::Turn(Turn::Gap(Visit { turn, until, at: None, names: Vec::new() }))
                     }
                     None => Phase::Plan,
                 }
@@ -248,9 +249,15 @@ impl World {
             self.q.finish_gap(&visit.turn, sid as u32, to);
             return Phase::Plan;
         };
+        if row.position.key > visit.until {
+            let at = row.position;
+            let before = if at.tid == 0 { Position::at(at.key - 1, u64::MAX) } else { Position::at(at.key, at.tid - 1) };
+            self.q.finish_gap(&visit.turn, sid as u32, before);
+            return Phase::Plan;
+        }
         if row.xmin == xid && self.committed(xid) {
             let enough = c.taken.len() >= c.want;
-            if enough || matches!(self.take(sid, c, track, &row, false, &mut visit.names), Took::Full) {
+            if enough || matches!(self.take(sid, c, track, &row, true, &mut visit.names), Took::Full) {
                 c.avoid_gaps.push(xid);
                 self.give_back(sid, Turn::Gap(visit));
                 return Phase::Plan;

@@ -28,6 +28,7 @@ const PROTOCOL: &[(&str, u32)] = &[
     ("gap_growth_lost", 20),
     ("gap_not_advanced", 7),
     ("two_gap_turns", 7),
+    ("gap_beyond_next_source", 0),
     ("gaps_not_promised", 20),
     ("push_hole_loses", 22),
     ("hole_not_unlinked", 22),
