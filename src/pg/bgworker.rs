@@ -147,8 +147,11 @@ fn install_signal_handlers() {
         pg_sys::pqsignal_be(pg_sys::SIGHUP as c_int, Some(raw::SignalHandlerForConfigReload));
         pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(raw::die));
     }
-    // SAFETY: the handlers are in place.
-    unsafe { pg_sys::BackgroundWorkerUnblockSignals() };
+    // SAFETY: the handlers are in place; writes a flag of theirs. A SIGHUP that came before them was ignored, so the settings may be old.
+    unsafe {
+        pg_sys::ConfigReloadPending = 1;
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
 }
 
 /// Connects to a database as the bootstrap superuser; to none, for the shared catalogs only. Once in the life of the worker.

@@ -1,8 +1,8 @@
 //! Crashes at each named point of each verb: the transaction that was there has happened, if its commit was written, or it has not; every
 //! other job is what it was; log, memory and indexes agree; and work goes on.
 //!
-//! `AWA_SEED` repeats the choices of a run. `AWA_CRASH_ROUNDS` makes it longer: so many kills at each point of a prune, and at each point of each
-//! verb a tenth of it; without it, once at each point of a prune, and at a random share of the others.
+//! `AWA_SEED` repeats the choices of a run. `AWA_CRASH_ROUNDS` makes it longer: a quarter as many kills at each of the nine points of a prune,
+//! and a 25th at each point of each verb; without it, once at each point of a prune, and at a random share of the others.
 
 mod verbs;
 
@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use self::verbs::{Act, Change, PRUNE, VERBS, Verb, drained_segment};
+use self::verbs::{Act, Change, PRUNE, VERBS, Verb, drained_segment, finish_prunes};
 use super::every_state::{States, states};
 use super::races::pid_of;
 use super::stress_mixed::{HASTY, configured, number};
@@ -130,21 +130,6 @@ fn compare(before: &States, after: &States, change: &Change, committed: bool) ->
     Ok(())
 }
 
-/// What a crash has left half truncated is truncated again.
-fn finish_prunes(client: &mut Client) -> Result<()> {
-    client.batch_execute("SET awa.prune_grace = 0")?;
-    for _ in 0..200 {
-        let done: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
-        if !["pruned", "prune_started"].contains(&done.as_str()) {
-            let left: i64 =
-                client.query_one("SELECT count(*) FROM awa.stat_segments WHERE state = 'prune_started'", &[])?.try_get(0)?;
-            ensure!(left == 0, "{left} segments are not pruned; prune answers {done}");
-            return Ok(client.batch_execute("RESET awa.prune_grace")?);
-        }
-    }
-    bail!("prune finds no end")
-}
-
 /// Else the ring is full after a while.
 fn empty_old_segments(client: &mut Client) -> Result<()> {
     let sealed = "SELECT generation FROM awa.stat_segments WHERE state = 'sealed' ORDER BY generation";
@@ -168,7 +153,7 @@ pub fn a_session_killed_at_any_point_has_done_all_or_nothing(stage: &mut Stage<'
     println!("        crash_points: AWA_SEED={seed}, {share} of {} places", places.len());
     // What is carried and due in more than two seconds waits outside of the ring.
     configured(stage, &[("awa.deferral", "2s")], |stage| {
-        for _ in 0..asked / 10 + 1 {
+        for _ in 0..asked / 25 + 1 {
             places.shuffle(&mut rng);
             for (verb, point) in places.iter().take(share) {
                 kill_at(stage, verb, point).with_context(|| format!("{}, killed at {point}", verb.name))?;
@@ -181,7 +166,7 @@ pub fn a_session_killed_at_any_point_has_done_all_or_nothing(stage: &mut Stage<'
 // If this fails, a crash between two tables of a truncation leaves a slot that is read, or an index over rows that are gone.
 pub fn a_prune_killed_between_any_two_relations_is_done_again(stage: &mut Stage<'_>) -> Result<()> {
     set_up(stage)?;
-    for round in 0..number("AWA_CRASH_ROUNDS", 1) {
+    for round in 0..number("AWA_CRASH_ROUNDS", 0) / 4 + 1 {
         for point in PRUNE.points {
             kill_at(stage, &PRUNE, point).with_context(|| format!("round {round}, killed at {point}"))?;
             // Not by hand: whoever comes first after the crash must leave the slot alone until it is pruned.

@@ -125,7 +125,7 @@ suites! {
         segments_are_rotated_and_pruned_with_no_call_by_hand, a_stuck_job_is_given_back_with_no_call_by_hand,
         an_idle_tick_costs_no_transaction_id_and_no_wal, a_reload_changes_its_interval_and_switches_it_off_and_on,
         a_failing_task_does_not_stop_the_others, a_lock_in_the_way_is_no_failure, a_terminated_worker_comes_back,
-        after_a_crash_it_comes_back, a_standby_gets_one_when_it_is_promoted,
+        a_reload_while_it_starts_is_not_lost, after_a_crash_it_comes_back, a_standby_gets_one_when_it_is_promoted,
         without_a_place_for_a_worker_it_says_so_and_comes_later, another_version_is_refused_loudly,
         a_copy_is_left_alone_until_it_is_adopted, settings_of_the_database_do_not_touch_it,
         a_database_that_takes_no_sessions_is_left_alone, a_start_that_is_held_up_keeps_no_other_waiting,

@@ -1,6 +1,6 @@
 //! Each verb, the points that it passes, and what it changes.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 
 use super::super::{claim, complete, enqueue, ids};
@@ -204,6 +204,10 @@ pub const PRUNE: Verb = Verb {
         drained_segment(client)?;
         let begun: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
         ensure!(begun == "prune_started", "prune answered {begun}");
+        let held = "SELECT count(*) FROM awa.stat_segments WHERE state = 'prune_started' AND bytes > 0";
+        ensure!(client.query_one(held, &[])?.try_get::<_, i64>(0)? == 1, "nothing is there to be truncated");
+        // Else recovery writes again what was cut off, and there is nothing to see.
+        client.batch_execute("CHECKPOINT")?;
         Ok(act(&["SET awa.prune_grace = 0", "SELECT awa.prune()"], Change::Nothing))
     },
     points: &[
@@ -254,6 +258,8 @@ fn carry(client: &mut Client) -> Result<String> {
 /// A sealed segment in which every job is finished, with rows in each of its tables and indexes of more than one page.
 pub fn drained_segment(client: &mut Client) -> Result<()> {
     client.batch_execute("SELECT awa.rotate()")?;
+    // What is empty goes first: it is not what is to be truncated when somebody dies.
+    finish_prunes(client)?;
     let jobs = client.query_one("SELECT awa.enqueue_many('drained', 'k', array_fill('{}'::jsonb, ARRAY[600]))", &[])?;
     let jobs: Vec<i64> = jobs.try_get(0)?;
     for job in jobs.iter().rev().take(40) {
@@ -267,6 +273,21 @@ pub fn drained_segment(client: &mut Client) -> Result<()> {
     let rotated: String = client.query_one("SELECT outcome FROM awa.rotate()", &[])?.try_get(0)?;
     ensure!(rotated == "rotated", "rotate answered {rotated}");
     Ok(())
+}
+
+/// Whatever is drained is pruned; so is what a crash has left half truncated.
+pub fn finish_prunes(client: &mut Client) -> Result<()> {
+    client.batch_execute("SET awa.prune_grace = 0")?;
+    for _ in 0..200 {
+        let done: String = client.query_one("SELECT outcome FROM awa.prune()", &[])?.try_get(0)?;
+        if !["pruned", "prune_started"].contains(&done.as_str()) {
+            let left: i64 =
+                client.query_one("SELECT count(*) FROM awa.stat_segments WHERE state = 'prune_started'", &[])?.try_get(0)?;
+            ensure!(left == 0, "{left} segments are not pruned; prune answers {done}");
+            return Ok(client.batch_execute("RESET awa.prune_grace")?);
+        }
+    }
+    bail!("prune finds no end")
 }
 
 /// Work goes on: what was claimed before the crash can be finished, and jobs come and go.

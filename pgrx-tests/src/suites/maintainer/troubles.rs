@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::super::{Stage, drain, enqueue};
 use super::*;
+use crate::process::children_of;
 
 pub fn terminate(client: &mut Client, pid: i32) -> Result<()> {
     let was_there: bool = client.query_one("SELECT pg_terminate_backend($1)", &[&pid])?.try_get(0)?;
@@ -39,6 +40,27 @@ pub fn a_terminated_worker_comes_back(stage: &mut Stage<'_>) -> Result<()> {
     wait_for_pid(&mut client, DATABASE, |pid| pid.is_some_and(|pid| pid != second), "the launcher took it over")?;
     wait_until_it_works(&mut client)?;
     wait_for_finding(&mut client, "launcher", "ok", "Process")?;
+    end(stage)
+}
+
+// If this fails, a reload that comes in the first moments of a maintainer is lost: it works although maintenance was switched off.
+pub fn a_reload_while_it_starts_is_not_lost(stage: &mut Stage<'_>) -> Result<()> {
+    let _configured = begin(stage, &[])?;
+    let mut client = stage.connect()?;
+    wait_until_it_works(&mut client)?;
+    let first = wait_for_maintainer(&mut client, DATABASE)?;
+    // The server itself lets a new process sleep for so long, before it may hear a signal.
+    set(stage, &mut client, "post_auth_delay", "2")?;
+    terminate(&mut client, first)?;
+    let postmaster = stage.cluster.postmaster_pid().context("the server does not run")?;
+    let is_maintainer = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        *pid != first && line.contains("awa_queue maintainer of")
+    };
+    ensure!(wait_until(PATIENCE, || children_of(postmaster).iter().any(is_maintainer)), "it does not come back");
+    set(stage, &mut client, "awa.maintenance", "off")?;
+    wait_for_finding(&mut client, "maintainer", "warning", "awa.maintenance is off")?;
+    set(stage, &mut client, "post_auth_delay", "0")?;
     end(stage)
 }
 
