@@ -18,14 +18,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use self::operator::Operator;
-use self::record::{Beside, Final, History, Span, Transaction};
+use self::record::{Final, History};
 use self::session::{Desk, Session};
 use super::Stage;
 use super::stress_mixed::number;
 use crate::process::wait_until;
-
-/// What one session, and one that works beside the queue, has to tell.
-type Told = (Vec<Transaction>, Vec<(Beside, Span)>);
 
 const SESSIONS: usize = 8;
 pub const QUEUES: [&str; 2] = ["q", "second"];
@@ -70,10 +67,10 @@ fn load(stage: &Stage<'_>, seed: u64, steps: u64, kills: u64) -> Result<History>
         let mut sessions = Vec::new();
         for (number, pid) in pids.iter().enumerate() {
             let (desk, config) = (&desk, &config);
-            sessions.push(scope.spawn(move || -> Result<Told> {
+            sessions.push(scope.spawn(move || -> Result<History> {
                 let mut session = Session::new(seed, number, desk, config, pid)?;
                 session.run(steps)?;
-                Ok((session.transactions, session.beside))
+                Ok(History { transactions: session.transactions, beside: session.beside })
             }));
         }
         let mut operator = Operator { desk: &desk, cluster, pids: &pids, over: &over, kills, beside: Vec::new() };
@@ -82,9 +79,9 @@ fn load(stage: &Stage<'_>, seed: u64, steps: u64, kills: u64) -> Result<History>
         over.store(true, std::sync::atomic::Ordering::Relaxed);
         history.beside.extend(operator.join().unwrap_or_else(|_| Err(anyhow!("the operator panicked")))?);
         for part in parts {
-            let (transactions, beside) = part?;
-            history.transactions.extend(transactions);
-            history.beside.extend(beside);
+            let part = part?;
+            history.transactions.extend(part.transactions);
+            history.beside.extend(part.beside);
         }
         Ok(())
     })?;
