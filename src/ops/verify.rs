@@ -1,7 +1,8 @@
 //! Verify: fold the log again and compare it with the live frontier. Rebuild: replace the live one.
 //!
 //! Verify takes AccessShare only and blocks nobody. Jobs on their way make differences for a moment, so a difference counts only when it
-//! is still there after the transactions that were writing have ended; then the same comparison is made again.
+//! is still there after the transactions that were writing have ended (prepared ones, which change nothing more, aside); then the same
+//! comparison is made again.
 //! Rebuild takes Share on ready_entries of every live segment: it waits for all transactions that use the frontier and keeps others out.
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +20,7 @@ use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
 use crate::ops::inspect;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
-use crate::pg::rel::{Lock, Rel, wait_for_lockers};
+use crate::pg::rel::{Lock, Rel, wait_for_running_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
 use crate::pg::sql;
 use crate::store::finished::{self, Shelf};
@@ -45,10 +46,10 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
             return Ok(());
         }
         for info in frontier.live_segments() {
-            wait_for_lockers(info.ready, Lock::Share);
+            wait_for_running_lockers(info.ready, Lock::Share);
         }
         for shelf in Shelf::ALL {
-            wait_for_lockers(shelf.table()?, Lock::Share);
+            wait_for_running_lockers(shelf.table()?, Lock::Share);
         }
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));

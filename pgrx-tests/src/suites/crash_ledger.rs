@@ -23,6 +23,7 @@ use self::book::Book;
 use self::load::{Role, Worker};
 use super::Stage;
 use super::stress_mixed::{HASTY, configured, number};
+use super::witnesses::{maintenance_goes_on, maintenance_rests};
 use crate::cluster::Shutdown;
 use crate::process::wait_until;
 
@@ -70,13 +71,21 @@ fn rounds_of(stage: &mut Stage<'_>, blows: &[Blow]) -> Result<()> {
     // The operator of the load rotates and does not prune: finished jobs must stay visible.
     stage.connect()?.batch_execute("SELECT awa.create_queue('unused')")?;
     let mut found = audit::Found::default();
+    let is_maintained = blows.iter().any(|blow| matches!(blow, Blow::KillMaintainer));
+    // Who reads all jobs may meet one twice while it is carried.
+    let quiet = |stage: &Stage<'_>| if is_maintained { maintenance_rests(&mut stage.connect()?) } else { Ok(()) };
     for round in 0..rounds {
         // Each kind comes up in the normal run.
         let Some(blow) = blows.get(round as usize % blows.len()).copied() else { break };
         let after = Duration::from_millis(rng.random_range(150..1500));
         strike(stage, &book, rng.random(), round, blow, after).with_context(|| format!("round {round}: {blow:?} after {after:?}"))?;
+        quiet(stage)?;
         audit::after_a_crash(stage, &book, &mut rng, &mut found).with_context(|| format!("after round {round}: {blow:?} after {after:?}"))?;
+        if is_maintained {
+            maintenance_goes_on(&mut stage.connect()?)?;
+        }
     }
+    quiet(stage)?;
     let report = audit::at_the_end(stage, &book)?;
     println!("        crash_ledger: {report}; {found:?}");
     ensure!(found.survived_open > 0 && found.ends_in_doubt > 0 && found.prepared > 0, "the crashes found nothing to destroy");

@@ -227,6 +227,8 @@ impl Case {
         if cluster.is_running() {
             cluster.stop(Shutdown::Fast)?;
         }
+        // Settings of a case that failed or was killed are not those of the next.
+        std::fs::write(cluster.data().join("postgresql.auto.conf"), "")?;
         cluster.start()?;
         cluster.create_database(DATABASE)?;
         let mut stage = Stage { cluster, damaged: false, profile };

@@ -322,6 +322,11 @@ pub fn maintenance_rests(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
+pub fn maintenance_goes_on(client: &mut Client) -> Result<()> {
+    client.batch_execute("ALTER SYSTEM SET awa.maintenance = on")?;
+    Ok(client.batch_execute("SELECT pg_reload_conf()")?)
+}
+
 /// Each index of the ring has an entry for each row, and no other.
 pub fn indexes_are_sound(client: &mut Client) -> Result<()> {
     client.batch_execute("SET client_min_messages = warning")?;
