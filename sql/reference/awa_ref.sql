@@ -10,6 +10,8 @@ CREATE TABLE awa_ref.queues (
     wanted_by xid8            -- transaction that has changed them
 );
 
+CREATE SEQUENCE awa_ref.places;
+
 CREATE TABLE awa_ref.jobs (
     job_id            bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue             text        NOT NULL,
@@ -23,6 +25,7 @@ CREATE TABLE awa_ref.jobs (
     state             text        NOT NULL DEFAULT 'waiting', -- waiting, running, completed, failed, cancelled, dead_lettered
     timed             boolean     NOT NULL,                   -- waits for a time: run_at was given, or a retry, or a snooze
     run_at            timestamptz NOT NULL,
+    place             bigint      NOT NULL DEFAULT nextval('awa_ref.places'), -- among those of the same time
     appended_by       xid8        NOT NULL DEFAULT pg_current_xact_id(),
     attempt           integer     NOT NULL DEFAULT 0,         -- of the running one, or those used up so far
     enqueued_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -218,7 +221,7 @@ BEGIN
         SELECT * FROM awa_ref.jobs AS j
          WHERE j.queue = claim.queue AND state = 'waiting' AND run_at <= at_ AND appended_by <> pg_current_xact_id()
            AND NOT (settings ->> 'paused')::boolean
-         ORDER BY GREATEST(1, priority - COALESCE(floor(EXTRACT(epoch FROM at_ - run_at) / EXTRACT(epoch FROM ageing)), 0)), run_at, job_id
+         ORDER BY GREATEST(1, priority - COALESCE(floor(EXTRACT(epoch FROM at_ - run_at) / EXTRACT(epoch FROM ageing)), 0)), run_at, place
          LIMIT batch_size FOR UPDATE
     LOOP
         UPDATE awa_ref.jobs AS j
@@ -281,7 +284,7 @@ $$;
 CREATE FUNCTION awa_ref.append(job_id_ bigint, run_at_ timestamptz, attempt_ integer) RETURNS void LANGUAGE sql AS $$
     UPDATE awa_ref.jobs
        SET state = 'waiting', timed = run_at_ IS NOT NULL, run_at = COALESCE(run_at_, clock_timestamp()), attempt = attempt_,
-           appended_by = pg_current_xact_id(), run_lease = NULL, claimed_by = NULL, claimed_at = NULL, deadline_at = NULL,
+           place = nextval('awa_ref.places'), appended_by = pg_current_xact_id(), run_lease = NULL, claimed_by = NULL, claimed_at = NULL, deadline_at = NULL,
            heartbeat_at = NULL, finished_at = NULL, finished_by = NULL, observed = false
      WHERE job_id = job_id_
 $$;

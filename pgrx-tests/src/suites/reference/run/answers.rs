@@ -42,8 +42,11 @@ impl Run<'_, '_> {
             }
             _ => {
                 ensure!(extension == reference, both());
-                let words = ["completed", "retry", "failed", "dead_lettered", "snooze", "cancelled", "retried", "deleted", ""];
+                let words = ["completed", "retry", "failed", "dead_lettered", "snooze", "cancelled", "deleted", ""];
+                let retries = matches!(call.verb, Verb::Retry { .. } | Verb::DlqRetry { .. });
                 effect = extension.iter().any(|answer| match answer {
+                    // Of a retry this says why nothing was done.
+                    Value::String(word) if retries => word == "retried",
                     Value::String(word) => words.contains(&word.as_str()),
                     Value::Number(number) => number.as_i64() != Some(0),
                     _ => false,
