@@ -36,7 +36,10 @@ macro_rules! suites {
 suites! {
     surface: [every_exported_function_has_its_sql, a_dropped_database_gives_its_place_back];
     points: [a_point_stops_fails_and_lets_go, a_point_kills];
-    oracle: [verify_sees_a_missing_claim, verify_sees_a_missing_job, verify_sees_what_is_wrong_with_kept_jobs];
+    oracle: [
+        verify_sees_a_missing_claim, verify_sees_a_missing_job, verify_sees_what_is_wrong_with_kept_jobs,
+        verify_sees_damage_beside_a_prepared_transaction,
+    ];
     visibility: [
         a_committed_enqueue_is_claimable, an_open_enqueue_is_not_claimable, a_rolled_back_enqueue_never_appears,
         rollback_to_savepoint_drops_only_its_jobs,

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Stage, claim, enqueue};
+use super::{DATABASE, Stage, claim, enqueue};
 
 // If this fails, tests pass although attempts lost their evidence.
 pub fn verify_sees_a_missing_claim(stage: &mut Stage<'_>) -> Result<()> {
@@ -35,6 +35,16 @@ pub fn verify_sees_what_is_wrong_with_kept_jobs(stage: &mut Stage<'_>) -> Result
     let lost: Option<String> = client.query_one(problems, &[])?.try_get(0)?;
     ensure!(lost.as_deref() == Some("counts"), "verify() found {lost:?}");
     Ok(())
+}
+
+// If this fails, verify() hangs as long as somebody forgets to decide a prepared transaction.
+pub fn verify_sees_damage_beside_a_prepared_transaction(stage: &mut Stage<'_>) -> Result<()> {
+    let mut other = stage.connect()?;
+    other.batch_execute("BEGIN; SELECT awa.enqueue('q', 'k'); PREPARE TRANSACTION 'undecided'")?;
+    stage.connect()?.batch_execute(&format!("ALTER DATABASE {DATABASE} SET statement_timeout = '20s'"))?;
+    let seen = sees_damage(stage, "lease_claims");
+    other.batch_execute("ROLLBACK PREPARED 'undecided'")?;
+    seen
 }
 
 /// Empties the tables of one family.

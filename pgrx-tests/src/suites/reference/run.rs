@@ -116,7 +116,12 @@ impl<'a, 'b> Run<'a, 'b> {
             Op::Verb { verb, guarded } => return self.verb(verb, *guarded),
             Op::Task(task) if self.block.is_none() => return self.task(*task),
             Op::Begin(level) if self.block.is_none() => {
-                let level = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"].get(usize::from(*level)).copied().unwrap_or("READ COMMITTED");
+                let level = match level {
+                    1 => "REPEATABLE READ",
+                    // Beside another serializable transaction the reference, which locks what it looks at, may be refused alone.
+                    2 if self.prepared.is_empty() => "SERIALIZABLE",
+                    _ => "READ COMMITTED",
+                };
                 self.execute(&format!("BEGIN ISOLATION LEVEL {level}"))?;
                 self.block = Some(Block { only_enqueues: true, ..Block::default() });
             }
