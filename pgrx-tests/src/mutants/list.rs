@@ -178,6 +178,9 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("rescue_without_second_look", "src/ops/rescue.rs: end",
         "a heartbeat between the sweep and the mark does not count",
         "client/narrow::a_heartbeat_between_sweep_and_mark_keeps_the_attempt"),
+    mutant("rescue_goes_by_place", "src/protocol/src/attempt.rs: named, src/ops/rescue.rs: end",
+        "rescue takes what lies where it found an attempt, whatever its stamp and lease",
+        "client/narrow::a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing"),
     mutant("one_bad_job_stops_rescue", "src/ops/rescue.rs: end_all",
         "a job that cannot be rescued stops the pass",
         "client/rescue::a_job_that_cannot_be_rescued_stops_no_other"),
@@ -419,7 +422,6 @@ pub const ALSO: &[(&str, &str)] = &[
     ("prune_without_proof", "client/ancestor::e07_a_job_outlives_the_ring_that_turned_under_its_transaction"),
     ("priority_not_validated", "client/ancestor::e14_every_way_in_checks_the_same"),
     ("retention_skipped", "client/ancestor::also_completed_jobs_are_shown_as_long_as_promised"),
-    ("rescue_without_second_look", "client/narrow::a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing"),
     ("rebuild_not_noticed", "client/narrow::a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once"),
     ("copy_takes_over", "client/maintainer::a_copy_is_left_alone_until_it_is_adopted"),
 ];
