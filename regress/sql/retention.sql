@@ -117,6 +117,28 @@ SELECT outcome, rows FROM awa.retention();
 SELECT outcome, rows FROM awa.retention();
 SELECT outcome, rows FROM awa.retention();
 SELECT * FROM awa.verify();
+
+-- A job that cannot be kept holds its own segment, not the next one.
+SELECT awa.create_queue('kept', completed_retention => '1 year');
+ALTER TABLE awa.retained_jobs ADD CONSTRAINT refused CHECK (args <> '"refused"') NOT VALID;
+SELECT awa.enqueue('kept', 'k', '"refused"') AS refused \gset
+SELECT awa.complete(job_id, run_lease) FROM awa.claim('kept');
+SELECT outcome FROM awa.rotate();
+SELECT awa.enqueue('kept', 'k', '"good"') AS good \gset
+SELECT awa.complete(job_id, run_lease) FROM awa.claim('kept');
+SELECT outcome FROM awa.rotate();
+SELECT outcome FROM awa.prune();
+SELECT outcome FROM awa.prune();
+\set VERBOSITY terse
+SELECT outcome FROM awa.prune();
+\set VERBOSITY default
+SELECT args, state FROM awa.terminal_jobs WHERE queue = 'kept' ORDER BY job_id;
+SELECT job_id = :good AS is_good FROM awa.retained_jobs WHERE job_id >= :refused;
+SELECT * FROM awa.verify();
+ALTER TABLE awa.retained_jobs DROP CONSTRAINT refused;
+CALL drain();
+SELECT count(*) FROM awa.retained_jobs WHERE job_id IN (:refused, :good);
+SELECT * FROM awa.verify();
 DROP TABLE j, got, before;
 DROP PROCEDURE drain;
 SELECT awa.drop_queue(queue) FROM awa.queues ORDER BY queue;
