@@ -129,6 +129,8 @@ pub const VERBS: &[Verb] = &[
     Verb {
         name: "retry a dead letter",
         prepare: |client| {
+            // What an earlier kill has left waiting would be claimed instead.
+            client.batch_execute("SELECT awa.complete(job_id, run_lease) FROM awa.claim('letters', 1000)")?;
             let job: i64 = client.query_one("SELECT awa.enqueue('letters', 'k')", &[])?.try_get(0)?;
             client.batch_execute("SELECT awa.fail(job_id, run_lease, 'x') FROM awa.claim('letters')")?;
             Ok(act(&[&format!("SELECT awa.dlq_retry({job})")], Change::Set(vec![job], "waiting")))
