@@ -106,7 +106,7 @@ pub const PRODUCERS_AND_WORKERS: &[Verb] = &[
     Verb::new("heartbeat", "SELECT awa.heartbeat({job}, {lease})").with(THREE).of(A_RUNNING_ONE).gives("t").at_least(1),
     Verb::new("heartbeat_many", "SELECT count(*) FROM awa.heartbeat_many('{{job},1}', '{{lease},1}')").with(THREE).of(A_RUNNING_ONE).gives("2").at_least(3),
     Verb::new("extend", "SELECT awa.extend({job}, {lease}, '1 hour') > now()").with(THREE).of(A_RUNNING_ONE).gives("t").at_least(1),
-    Verb::new("wait", "CALL awa.wait('empty', '10 ms')").with(&["SELECT awa.create_queue('empty')"]).at(Where::Statement).keeping().at_least(3),
+    Verb::new("wait", "CALL awa.wait('empty', '10 ms')").with(&["SELECT awa.create_queue('empty')"]).undone_by("SELECT awa.drop_queue('empty')").at(Where::Statement).keeping().at_least(3),
 ];
 
 const FAILED: &[&str] = &[THREE_JOBS, "SELECT awa.fail(job_id, run_lease, 'an error', final => true) FROM awa.claim('q')"];
@@ -116,6 +116,8 @@ const LETTER: &[&str] = &[
     ONE_FOR_LETTERS,
     "SELECT awa.fail(job_id, run_lease, 'an error', final => true) FROM awa.claim('letters')",
 ];
+const IF_NEEDED_FRESH: &str = "SELECT awa.create_queue('fresh') WHERE NOT EXISTS (SELECT FROM awa.queues WHERE queue = 'fresh')";
+const FRESH: &[&str] = &[IF_NEEDED_FRESH];
 const LAST_LETTER: &str = "SELECT max(job_id) FROM awa.dlq";
 
 pub const OPERATORS: &[Verb] = &[
@@ -138,11 +140,13 @@ pub const OPERATORS: &[Verb] = &[
     Verb::new("delete_job of a dead letter", "SELECT awa.delete_job({job})").with(LETTER).of(LAST_LETTER).gives("deleted").keeping(),
     Verb::new("dlq_retry_many", "SELECT awa.dlq_retry_many('letters', to_queue => 'q') > 0").with(LETTER).gives("t").keeping(),
     Verb::new("dlq_purge", "SELECT awa.dlq_purge('letters', 'k') > 0").with(LETTER).gives("t").keeping(),
-    Verb::new("create_queue", "SELECT awa.create_queue('fresh')"),
-    Verb::new("alter_queue", "SELECT awa.alter_queue('fresh', max_attempts => 7, deadline => '1 hour')"),
-    Verb::new("pause_queue", "SELECT awa.pause_queue('fresh')"),
-    Verb::new("resume_queue", "SELECT awa.resume_queue('fresh')"),
-    Verb::new("drop_queue", "SELECT awa.drop_queue('fresh', force => true)").with(&["SELECT awa.enqueue('fresh', 'k')"]).keeping(),
+    Verb::new("create_queue", "SELECT awa.create_queue('fresh')").undone_by("SELECT awa.drop_queue('fresh')"),
+    Verb::new("alter_queue", "SELECT awa.alter_queue('fresh', max_attempts => 7, deadline => '1 hour')").with(FRESH),
+    Verb::new("pause_queue", "SELECT awa.pause_queue('fresh')").with(FRESH),
+    Verb::new("resume_queue", "SELECT awa.resume_queue('fresh')").with(FRESH),
+    Verb::new("drop_queue", "SELECT awa.drop_queue('fresh', force => true)")
+        .with(&[IF_NEEDED_FRESH, "SELECT awa.enqueue('fresh', 'k')"])
+        .keeping(),
 ];
 
 /// Nothing is open any more, and the ring has a new segment.
@@ -163,6 +167,22 @@ DO $$ BEGIN
         COMMIT;
     END LOOP;
 END $$";
+
+/// A sealed segment, in which one job has failed and one, to be kept, is completed.
+macro_rules! drained {
+    ($($then:expr)?) => {
+        &[
+            CLEARED,
+            ROTATED,
+            PRUNED,
+            "SELECT awa.enqueue('q', 'k'), awa.enqueue('kept', 'k')",
+            "SELECT awa.fail(job_id, run_lease, 'an error', final => true) FROM awa.claim('q')",
+            "SELECT awa.complete(job_id, run_lease) FROM awa.claim('kept')",
+            ROTATED,
+            $($then)?
+        ]
+    };
+}
 
 pub const MAINTENANCE: &[Verb] = &[
     Verb::new("rotate", "SELECT outcome FROM awa.rotate()").gives("rotated").at(Where::First),
@@ -207,20 +227,17 @@ pub const MAINTENANCE: &[Verb] = &[
         .gives("rescued")
         .at(Where::First),
     Verb::new("prune, the proof", "SELECT outcome FROM awa.prune()")
-        .with(&[
-            CLEARED,
-            ROTATED,
-            PRUNED,
-            "SELECT awa.enqueue('q', 'k'), awa.enqueue('kept', 'k')",
-            "SELECT awa.fail(job_id, run_lease, 'an error', final => true) FROM awa.claim('q')",
-            "SELECT awa.complete(job_id, run_lease) FROM awa.claim('kept')",
-            ROTATED,
-        ])
+        .with(drained!())
         .gives("prune_started")
         .at(Where::First)
         .keeping()
         .at_least(50),
-    Verb::new("prune, the truncation", "SELECT outcome FROM awa.prune()").gives("pruned").at(Where::First).keeping().at_least(30),
+    Verb::new("prune, the truncation", "SELECT outcome FROM awa.prune()")
+        .with(drained!("SELECT awa.prune()"))
+        .gives("pruned")
+        .at(Where::First)
+        .keeping()
+        .at_least(30),
     Verb::new("retry of a kept job", "SELECT awa.retry({job})")
         .of("SELECT max(job_id) FROM awa.terminal_jobs WHERE state = 'failed'")
         .gives("retried")
