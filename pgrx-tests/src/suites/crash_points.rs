@@ -262,7 +262,8 @@ fn maintainer_dies(stage: &Stage<'_>, point: &str, round: usize, dose: usize) ->
     operator.batch_execute("SELECT pg_reload_conf()")?;
     let config = stage.config();
     let log_start = stage.cluster.log_size();
-    let (witnesses, ()) = under_load(&config, &format!("flow-{round}"), |witnesses| {
+    let queue = format!("flow-{round}");
+    let (witnesses, ()) = under_load(&config, &queue, |witnesses| {
         witnesses.wait_for_more(dose)?;
         points::arm(&mut operator, point, "kill")?;
         stage.cluster.wait_recovered(log_start)
@@ -275,5 +276,7 @@ fn maintainer_dies(stage: &Stage<'_>, point: &str, round: usize, dose: usize) ->
     ensure!(account.lost == 0, "{} acknowledged calls are lost", account.lost);
     witnesses.finish(&mut client, &account)?;
     indexes_are_sound(&mut client)?;
+    // There is not a place for a queue of each of a hundred rounds.
+    client.execute("SELECT awa.drop_queue($1, force => true)", &[&queue])?;
     stage.verify_clean()
 }

@@ -147,6 +147,7 @@ suites! {
         a_heartbeat_between_sweep_and_mark_keeps_the_attempt, a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing,
         a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
         a_rebuild_waits_for_whoever_takes_a_finished_job, a_commit_between_look_and_sleep_wakes,
+        a_late_cancel_that_is_interrupted_brings_nothing_back,
     ];
     long_ago: [
         a_dump_older_than_a_carry_holds_the_job, a_lease_from_before_a_crash_ends_nothing, a_prepared_enqueue_outlives_a_crash,
@@ -182,7 +183,13 @@ suites! {
 /// A case that takes longer has hung; its cluster is killed. A soak, of more rounds than usual, may take longer.
 fn case_limit() -> Duration {
     let usual = if memcheck::is_on() { 1800 } else { number("AWA_CASE_SECONDS", 180) };
-    let long = [20 * number("AWA_CRASH_ROUNDS", 0), 5 * number("AWA_SEQUENCES", 0), number("AWA_HISTORY_STEPS", 0)];
+    let long = [
+        20 * number("AWA_CRASH_ROUNDS", 0),
+        5 * number("AWA_SEQUENCES", 0),
+        number("AWA_HISTORY_STEPS", 0),
+        2 * number("AWA_FUZZ_CALLS", 0),
+        number("AWA_MEMORY_CALLS", 0) / 50,
+    ];
     Duration::from_secs(long.into_iter().fold(usual, u64::max))
 }
 

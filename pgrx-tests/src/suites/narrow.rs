@@ -253,6 +253,36 @@ pub fn a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing(stage: &mut S
     })
 }
 
+// 1. If this fails, a job that was cancelled comes back into the pool as one that waits, when a second cancel of it is interrupted.
+pub fn a_late_cancel_that_is_interrupted_brings_nothing_back(stage: &mut Stage<'_>) -> Result<()> {
+    scene(stage, |scope, operator| {
+        let jobs = enqueue(operator, 2)?;
+        let cancelled = jobs[0];
+        let mut late = stage.connect()?;
+        let pid = pid_of(&mut late)?;
+        points::arm_for(operator, "cancel.found", "wait", pid)?;
+        let thread = scope.spawn(move || late.query("SELECT awa.cancel($1)", &[&cancelled]).map(|_| ()));
+        points::wait_reached(operator, "cancel.found")?;
+        let answer: String = operator.query_one("SELECT awa.cancel($1)", &[&cancelled])?.try_get(0)?;
+        ensure!(answer == "cancelled", "the first cancel says {answer}");
+        points::arm_for(operator, "cancel.guarded", "wait", pid)?;
+        points::release(operator, "cancel.found")?;
+        points::wait_reached(operator, "cancel.guarded")?;
+        // Its guard stands at a row that has ended, and a scan comes.
+        let taken = claim(operator, 10)?;
+        ensure!(ids(&taken) == jobs[1..], "claimed {taken:?}");
+        operator.execute("SELECT pg_cancel_backend($1)", &[&pid])?;
+        let said = thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+        ensure!(said.is_err(), "the second cancel was not interrupted");
+        let holes: f64 = operator.query_one("SELECT sum(value) FROM awa.metrics() WHERE name = 'awa_queue_holes'", &[])?.try_get(0)?;
+        ensure!(holes == 0.0, "{holes} jobs came back");
+        stage.verify_clean()?;
+        ensure!(drain(operator)?.is_empty(), "a cancelled job was handed out");
+        complete(operator, taken[0])?;
+        stage.verify_clean()
+    })
+}
+
 // 10. If this fails, a job that was finished while a scan stood at its row is carried, and runs again.
 pub fn a_finished_job_is_not_carried_while_a_scan_stands_at_it(stage: &mut Stage<'_>) -> Result<()> {
     scene(stage, |scope, operator| {

@@ -10,7 +10,7 @@ mod rows;
 
 use std::rc::Rc;
 
-use awa_protocol::attempt::{Entry, EntryRef, InsertRefusal, State};
+use awa_protocol::attempt::{Entry, EntryRef, State};
 use awa_protocol::lane::{Lane, Position, SubLane};
 use awa_protocol::limits::GAPS_PER_SCAN;
 use awa_protocol::queue::{GapFound, Plan, QueueFrontier, TrackId};
@@ -27,7 +27,7 @@ use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_
 use crate::pg::xact;
 use crate::store::ready;
 
-use rows::{copy_row, head_of};
+use rows::{Met, copy_row, head_of, insert_or_pass};
 pub use rows::{is_row_of, is_tombstoned};
 
 /// A segment opened by this call.
@@ -358,21 +358,18 @@ impl<'f> Taker<'f> {
             ..Entry::free()
         };
         let partition = self.frontier.partition_of(head.job_id);
-        let inserted = self.frontier.with_partition(partition, |entries| match entries.insert(entry) {
-            Ok(slot) => Ok(EntryRef { partition, slot, stamp: entries.stamp_of(slot) }),
-            Err(InsertRefusal::Exists(slot)) => {
-                // A cancel in progress: if it aborts, the row must come back, because this scan goes past it.
-                if let Some(other) = entries.get_mut(slot).filter(|other| other.state == State::Guard) {
-                    other.passed = true;
+        let mut guard_is_first = None;
+        let name = loop {
+            match self.frontier.with_partition(partition, |entries| insert_or_pass(entries, partition, entry, guard_is_first)) {
+                Met::Mine(name) => break name,
+                Met::Full => return Ok(Reserved::PoolFull),
+                Met::Passed => return Ok(Reserved::No),
+                // Of a row that had ended before, this guard is the mistake of a cancel that came late: nothing must come back.
+                Met::Guard(_) if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head)? => {
+                    return Ok(Reserved::No);
                 }
-                Err(InsertRefusal::Exists(slot))
+                Met::Guard(name) => guard_is_first = Some(name),
             }
-            Err(refusal) => Err(refusal),
-        });
-        let name = match inserted {
-            Ok(name) => name,
-            Err(InsertRefusal::Exists(_)) => return Ok(Reserved::No),
-            Err(InsertRefusal::Full) => return Ok(Reserved::PoolFull),
         };
         notes::use_promised();
         notes::push(Note::Claimed { entry: name, queue: self.queue.place, queue_id: self.queue.queue_id, sub, published: false });

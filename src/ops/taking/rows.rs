@@ -1,5 +1,7 @@
 //! A row beside its entry, its tombstone, and what of it a worker is given.
 
+use awa_protocol::attempt::{InsertRefusal, Partition, State};
+
 use super::*;
 
 pub(super) fn head_of(entry: &Entry) -> ready::Head {
@@ -17,6 +19,33 @@ pub(super) fn head_of(entry: &Entry) -> ready::Head {
 
 pub fn is_row_of(row: &RawRow<'_>, entry: &Entry) -> bool {
     row.state() == RowState::Committed && row.i64(ready::JOB_ID) == Some(entry.job_id) && row.i32(ready::HOP) == Some(entry.hop)
+}
+
+/// What a scan finds in the pool at a row that it comes to.
+pub(super) enum Met {
+    Mine(EntryRef),
+    Full,
+    /// A cancel in progress, not passed yet: whether the row had ended before it is to be asked first.
+    Guard(EntryRef),
+    Passed,
+}
+
+pub(super) fn insert_or_pass(entries: &mut Partition<'_>, partition: u32, entry: Entry, guard_is_first: Option<EntryRef>) -> Met {
+    let slot = match entries.insert(entry) {
+        Ok(slot) => return Met::Mine(EntryRef { partition, slot, stamp: entries.stamp_of(slot) }),
+        Err(InsertRefusal::Full) => return Met::Full,
+        Err(InsertRefusal::Exists(slot)) => slot,
+    };
+    let name = EntryRef { partition, slot, stamp: entries.stamp_of(slot) };
+    match entries.get_mut(slot).filter(|other| other.state == State::Guard) {
+        Some(_) if guard_is_first != Some(name) => Met::Guard(name),
+        // If it aborts, the row must come back, because this scan goes past it.
+        Some(guard) => {
+            guard.passed = true;
+            Met::Passed
+        }
+        None => Met::Passed,
+    }
 }
 
 /// Was this copy closed without ever having been claimed?

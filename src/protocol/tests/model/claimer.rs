@@ -316,6 +316,10 @@ impl World {
                 return Took::Full;
             }
             Err(InsertRefusal::Exists(slot)) => {
+                // The guard of a cancel that came late, and has not noticed yet: nothing must come back.
+                if self.tombstoned(track.generation, copy) {
+                    return Took::Passed;
+                }
                 let mut part = self.pool.part(partition);
                 let Some(found) = part.get_mut(slot) else { return Took::Passed };
                 let foreign = (found.job_id, found.hop) != copy;
