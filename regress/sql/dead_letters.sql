@@ -100,6 +100,29 @@ SELECT awa.dlq_purge('dlq', max_jobs => 1000000);
 SELECT awa.dlq_retry(NULL);
 SELECT awa.dlq_retry(1, priority => 9);
 \set VERBOSITY default
+-- One that is purged is not found, at once and by the transaction that made it.
+SELECT awa.create_queue('purged', max_attempts => 1, dead_letters => true);
+SELECT awa.enqueue('purged', 'k') AS purged \gset
+SELECT awa.fail(job_id, run_lease, 'x') FROM awa.claim('purged');
+SELECT awa.cancel(:purged);
+SELECT awa.dlq_purge('purged');
+SELECT awa.cancel(:purged), awa.retry(:purged), awa.delete_job(:purged);
+SELECT awa.enqueue('purged', 'k') AS purged \gset
+SELECT run_lease AS lease FROM awa.claim('purged') \gset
+BEGIN;
+SELECT awa.fail(:purged, :lease, 'x');
+SELECT awa.cancel(:purged), awa.retry(:purged), awa.delete_job(:purged);
+SAVEPOINT s;
+SELECT awa.dlq_purge('purged');
+SELECT awa.cancel(:purged), awa.retry(:purged), awa.delete_job(:purged), awa.fail(:purged, :lease, 'x');
+ROLLBACK TO s;
+SELECT awa.dlq_retry(:purged);
+SELECT awa.retry(:purged), awa.delete_job(:purged);
+SELECT awa.cancel(:purged);
+COMMIT;
+SELECT state FROM awa.job(:purged);
+SELECT * FROM awa.verify();
+SELECT awa.drop_queue('purged');
 -- More than are taken at a time.
 SELECT awa.create_queue('flood', max_attempts => 1, dead_letters => true);
 SELECT array_length(awa.enqueue_many('flood', 'k', array_fill(to_jsonb(repeat('x', 3000)), ARRAY[600])), 1);

@@ -67,6 +67,15 @@ pub fn cancel(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Result
                 }
             }
             Exit::Conflict(Outcome::Removed) => return Ok(Cancelled::NotFound),
+            Exit::Conflict(_) if notes::has_made_letter(name) => match own_letter(frontier, job_id, entry.hop)? {
+                Letter::Kept => return Ok(Cancelled::AlreadyFinished),
+                Letter::Gone => return Ok(Cancelled::NotFound),
+                Letter::Redriven => {
+                    if let Some(answer) = cancel_waiting(frontier, job_id, reason)? {
+                        return Ok(answer);
+                    }
+                }
+            },
             Exit::Already | Exit::Conflict(_) => return Ok(Cancelled::AlreadyFinished),
             Exit::WaitForCloser(xid) => xact::wait_for_xid(xid),
             Exit::ClaimUncommitted(_) if waits < CLAIM_COMMIT_WAITS => {
@@ -248,8 +257,9 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
         notes::retract_last();
         return match closed.fate(job_id, head.hop) {
             Fate::Closed(Outcome::Removed) => Ok(Some(Cancelled::NotFound)),
-            Fate::Closed(outcome) if outcome.is_terminal() => Ok(Some(Cancelled::AlreadyFinished)),
-            // Its next copy was appended by the transaction that closed this one, and is not in the ring any more.
+            Fate::Closed(outcome) if outcome.is_history() => Ok(Some(Cancelled::AlreadyFinished)),
+            // A dead letter, kept or deleted. Or its next copy was appended by the transaction that closed this one, and is not in
+            // the ring any more.
             Fate::Closed(_) if newest => outside_the_ring(frontier, job_id),
             Fate::Closed(_) | Fate::Open(_) | Fate::Ready => Ok(None),
         };
@@ -264,6 +274,23 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
 pub fn pool_is_full() -> Error {
     Error::new(Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "no place is left for another job in flight")
         .hint("Finish running jobs, or raise awa.max_in_flight and restart the server.")
+}
+
+/// What has become of a dead letter that this transaction has made.
+pub enum Letter {
+    Kept,
+    /// Deleted.
+    Gone,
+    /// Its next copy lies in the ring.
+    Redriven,
+}
+
+pub fn own_letter(frontier: &Frontier, job_id: i64, hop: i32) -> Result<Letter> {
+    if sql::as_owner(frontier.ledger, || finished::standing(Shelf::DeadLetters, job_id))?.is_some() {
+        return Ok(Letter::Kept);
+    }
+    let again = find_newest(frontier, job_id)?.is_some_and(|found| found.head.hop > hop);
+    Ok(if again { Letter::Redriven } else { Letter::Gone })
 }
 
 /// A job of which the ring knows nothing, or only former copies. `None`: it waits outside, since a moment ago; look again.

@@ -14,7 +14,7 @@ use pgrx::pg_sys::Datum;
 
 use crate::error::Result;
 use crate::frontier::{Frontier, Reserve, SegmentInfo, notes};
-use crate::ops::cancel::{self, Found};
+use crate::ops::cancel::{self, Found, Letter};
 use crate::ops::{deferred, handle};
 use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel};
@@ -93,7 +93,7 @@ pub fn take(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcome) -
 fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcome) -> bool) -> Result<Ring> {
     loop {
         xact::check_for_interrupts();
-        if let Some((_, entry)) = cancel::entry_of(frontier, job_id) {
+        if let Some((name, entry)) = cancel::entry_of(frontier, job_id) {
             match (entry.close_xid, entry.closing) {
                 (0, _) => return Ok(Ring::NotFinished),
                 (xid, _) if !is_own(xid) => {
@@ -101,6 +101,10 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
                     continue;
                 }
                 (_, Some(Outcome::Removed)) => return Ok(Ring::RemovedHere),
+                _ if notes::has_made_letter(name) => {
+                    let is_gone = matches!(cancel::own_letter(frontier, job_id, entry.hop)?, Letter::Gone);
+                    return Ok(if is_gone { Ring::RemovedHere } else { Ring::NotFinished });
+                }
                 _ => return Ok(Ring::NotFinished),
             }
         }

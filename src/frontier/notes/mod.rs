@@ -282,6 +282,15 @@ pub fn amend_last_closing(other: Outcome) {
     });
 }
 
+/// Has this transaction ended the attempt, and made a dead letter of its job? The entry itself says "failed".
+pub fn has_made_letter(name: EntryRef) -> bool {
+    NOTES.with_borrow(|notes| {
+        notes
+            .iter()
+            .any(|noted| matches!(noted.note, Note::Closing { entry, outcome: Outcome::DeadLettered, .. } if entry == name))
+    })
+}
+
 /// Forgets the claim of this entry.
 pub fn retract_claim(name: EntryRef) {
     NOTES.with_borrow_mut(|notes| {
