@@ -27,7 +27,7 @@ use crate::pg::scan::{IndexScan, RawRow, RowState, TidFetch, has_ended, visible_
 use crate::pg::xact;
 use crate::store::ready;
 
-use rows::{Met, copy_row, head_of, insert_or_pass};
+use rows::{Met, copy_row, has_ended_for_good, head_of, insert_or_pass};
 pub use rows::{is_row_of, is_tombstoned};
 
 /// A segment opened by this call.
@@ -365,7 +365,7 @@ impl<'f> Taker<'f> {
                 Met::Full => return Ok(Reserved::PoolFull),
                 Met::Passed => return Ok(Reserved::No),
                 // Of a row that had ended before, this guard is the mistake of a cancel that came late: nothing must come back.
-                Met::Guard(_) if self.frontier.has_tombstones(segment.info.slot) && is_tombstoned(&segment.info, &head)? => {
+                Met::Guard(_) if self.frontier.has_tombstones(segment.info.slot) && has_ended_for_good(&segment.info, &head)? => {
                     return Ok(Reserved::No);
                 }
                 Met::Guard(name) => guard_is_first = Some(name),

@@ -50,6 +50,15 @@ pub(super) fn insert_or_pass(entries: &mut Partition<'_>, partition: u32, entry:
 
 /// Was this copy closed without ever having been claimed?
 pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+    tombstone(segment, head, |state| matches!(state, RowState::Committed | RowState::Own(_)))
+}
+
+/// The same, for good: what this transaction has written may be rolled back.
+pub(super) fn has_ended_for_good(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> {
+    tombstone(segment, head, |state| matches!(state, RowState::Committed))
+}
+
+fn tombstone(segment: &SegmentInfo, head: &ready::Head, counts: impl Fn(RowState) -> bool) -> Result<bool> {
     let rel = Rel::open(segment.closures, Lock::RowExclusive)?;
     let index = Index::open(&rel, segment.closures_index)?;
     let mut scan = IndexScan::begin(&rel, &index, head.lane, head.key)?;
@@ -59,7 +68,7 @@ pub fn is_tombstoned(segment: &SegmentInfo, head: &ready::Head) -> Result<bool> 
         }
         let closes = row.i64(crate::store::evidence::CLOSURE_JOB_ID) == Some(head.job_id)
             && row.i32(crate::store::evidence::CLOSURE_HOP) == Some(head.hop);
-        if closes && matches!(row.state(), RowState::Committed | RowState::Own(_)) {
+        if closes && counts(row.state()) {
             return Ok(true);
         }
     }
