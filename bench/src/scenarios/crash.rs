@@ -328,7 +328,8 @@ fn kill(data: &Path) -> Result<()> {
     let file = data.join("postmaster.pid");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let pid: u32 = text.lines().next().unwrap_or_default().trim().parse().context("the pid file has no pid")?;
-    let status = Command::new("kill").arg("-9").arg(pid.to_string()).status().context("cannot run kill")?;
+    // The shell's own: a small machine has no program of that name.
+    let status = Command::new("sh").arg("-c").arg(format!("kill -9 {pid}")).status().context("cannot run sh")?;
     if !status.success() {
         bail!("cannot kill process {pid}");
     }
