@@ -37,26 +37,26 @@ demo:
 test:
 	scripts/prerequisites.sh $(PG)
 	$(MAKE) --no-print-directory harness
-	$(awa) test --pg $(pg_list) $(T)
+	$(awa) test --pg $(pg_list) $(if $(T),'$(T)')
 
 test-cassert:
 	scripts/prerequisites.sh 15 cassert
 	$(MAKE) --no-print-directory harness
-	$(awa) test --pg cassert $(if $(T),$(T),/cassert/)
+	$(awa) test --pg cassert '$(if $(T),$(T),/cassert/)'
 
 # Wrong accesses to memory that no assertion sees. Another T is another filter.
 test-valgrind:
 	scripts/prerequisites.sh 15 valgrind
 	$(MAKE) --no-print-directory harness
-	AWA_VALGRIND=1 $(awa) test --pg 15 $(if $(T),$(T),client/15/attempts)
+	AWA_VALGRIND=1 $(awa) test --pg 15 '$(if $(T),$(T),client/15/attempts)'
 	$(if $(T),,AWA_VALGRIND=1 $(awa) test --no-build --pg 15 client/15/hostile_input::objects)
 
 # Rules broken one at a time, of the model and of the code of the server: each time a test must fail. T=carry: only those with such a name.
 mutants:
 	scripts/prerequisites.sh 15
 	$(MAKE) --no-print-directory harness
-	cd src/protocol && AWA_MUTANT=$(T) CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --features mutants
-	$(awa) mutants $(T)
+	cd src/protocol && AWA_MUTANT='$(T)' CARGO_TARGET_DIR=$(CURDIR)/target/harness cargo test --release --features mutants
+	$(awa) mutants $(if $(T),'$(T)')
 
 # Longer: more crashes, more schedules, more steps of the stress suites.
 soak:
