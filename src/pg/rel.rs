@@ -315,18 +315,17 @@ pub fn lock_conflicts(oid: Oid, lock: Lock) -> Vec<i32> {
     conflicting(oid, lock).iter().filter_map(holder_pid).collect()
 }
 
-/// Good until the current memory context is reset.
-fn conflicting(oid: Oid, lock: Lock) -> &'static [pg_sys::VirtualTransactionId] {
+fn conflicting(oid: Oid, lock: Lock) -> Vec<pg_sys::VirtualTransactionId> {
     let tag = lock_tag(oid);
     let mut count = 0;
     may_fail(Fault::Alloc);
     // SAFETY: tag and count are ours. May raise (out of memory): unwinds. The result is palloc'd in the current context.
     let holders = unsafe { pg_sys::GetLockConflicts(&raw const tag, lock.mode(), &raw mut count) };
     if holders.is_null() || count <= 0 {
-        return &[];
+        return Vec::new();
     }
-    // SAFETY: `count` entries, valid until the context is reset, which no caller outlives.
-    unsafe { core::slice::from_raw_parts(holders, count as usize) }
+    // SAFETY: `count` entries, valid until the context is reset; copied here.
+    unsafe { core::slice::from_raw_parts(holders, count as usize) }.to_vec()
 }
 
 /// The process of a virtual transaction id; 0 if it has been prepared since; none if it has ended.
@@ -387,10 +386,10 @@ pub fn wait_for_lockers(oid: Oid, lock: Lock) {
 /// As `wait_for_lockers`, but for those that are prepared, which may stay for ever (one that is being prepared just now is waited for).
 pub fn wait_for_running_lockers(oid: Oid, lock: Lock) {
     for holder in conflicting(oid, lock) {
-        if holder_pid(holder).is_some_and(|pid| pid != 0) {
+        if holder_pid(&holder).is_some_and(|pid| pid != 0) {
             may_fail(Fault::Lock);
-            // SAFETY: inside a transaction. May raise (deadlock, cancel): unwinds; the caller holds no LWLock.
-            unsafe { pg_sys::VirtualXactLock(*holder, true) };
+            // SAFETY: inside a transaction. May raise (deadlock, cancel): unwinds, and drops the list; the caller holds no LWLock.
+            unsafe { pg_sys::VirtualXactLock(holder, true) };
         }
     }
 }

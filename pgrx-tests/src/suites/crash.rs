@@ -11,6 +11,7 @@ use postgres::{Client, Config, NoTls};
 
 use super::{Attempt, Stage, claim, complete, drain, enqueue, ids, sorted};
 use crate::cluster::Shutdown;
+use crate::process::wait_until;
 
 /// Some jobs completed, some running, some waiting, and two open transactions that a crash undoes.
 struct Scene {
@@ -101,9 +102,12 @@ pub fn a_crash_under_load_loses_no_acknowledged_job(stage: &mut Stage<'_>) -> Re
                 let (told, dead, config) = (&told, &dead, stage.config());
                 scope.spawn(move || if worker < 2 { keep_enqueuing(&config, told, dead) } else { keep_completing(&config, told, dead) });
             }
-            thread::sleep(Duration::from_millis(400 + 150 * round));
+            // In the middle of it, a little later each time.
+            let completed = || told.completed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+            let is_busy = wait_until(Duration::from_secs(30), || completed() >= 300 * (round + 1));
             let result = stage.cluster.crash();
             dead.store(true, Ordering::Relaxed);
+            ensure!(is_busy, "only {} jobs were completed", completed());
             result
         })?;
         stage.cluster.start()?;
