@@ -19,6 +19,8 @@ CREATE FUNCTION awa_points.reached() RETURNS TABLE (name text, action text, hits
     LANGUAGE c AS '$libdir/awa_queue', 'awa_points_reached';
 CREATE FUNCTION awa_points.fail_nth(class text, n integer) RETURNS void
     STRICT LANGUAGE c AS '$libdir/awa_queue', 'awa_points_fail_nth';
+CREATE FUNCTION awa_points.jitter(one_in integer, at_most_us integer) RETURNS void
+    STRICT LANGUAGE c AS '$libdir/awa_queue', 'awa_points_jitter';
 CREATE FUNCTION awa_points.clear_fault() RETURNS bigint
     LANGUAGE c AS '$libdir/awa_queue', 'awa_points_clear_fault';
 ";

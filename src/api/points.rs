@@ -14,6 +14,7 @@ sql_function!(awa_points_disarm_all, 0, disarm_all);
 sql_function!(awa_points_reached, 0, reached);
 sql_function!(awa_points_fail_nth, 2, fail_nth);
 sql_function!(awa_points_clear_fault, 0, clear_fault);
+sql_function!(awa_points_jitter, 2, jitter);
 
 fn arm(call: &mut Call) -> Result<Ret> {
     let (name, action) = (call.text(0).unwrap_or_default(), call.text(1).unwrap_or_default());
@@ -54,4 +55,9 @@ fn fail_nth(call: &mut Call) -> Result<Ret> {
 
 fn clear_fault(_call: &mut Call) -> Result<Ret> {
     Ok(Ret::i64(i64::from(points::clear_fault())))
+}
+
+fn jitter(call: &mut Call) -> Result<Ret> {
+    points::set_jitter(call.i32(0).unwrap_or(0).max(0) as u32, call.i32(1).unwrap_or(0).max(0) as u32);
+    Ok(Ret::Void)
 }

@@ -112,28 +112,21 @@ fn cancel_entry(frontier: &Frontier, name: EntryRef, seen: &Entry, reason: Optio
     notes::reserve(frontier, 1)?;
     let xid = xact::current_xid();
     let was_hole = seen.state == State::Hole;
+    reach("cancel.decided");
     {
-        // The queue's lock keeps claimers from popping the hole while it is unlinked.
+        // The queue's lock keeps claimers from popping the hole while it is unlinked. It does not keep others from ending an attempt.
         let mut queue = frontier.queue(seen.queue);
         let link = frontier.link_of(name);
-        let unchanged = frontier
-            .with_named(name, |now| now.state == seen.state && now.close_xid == 0 && now.lease == seen.lease)
-            .unwrap_or(false);
-        if !unchanged || !frontier.is_current() {
+        let marked = frontier.with_named(name, |now| frontier.is_current() && now.begin_exit(seen, xid, Outcome::Cancelled));
+        if marked != Some(true) {
             drop(queue);
             frontier.check_current()?;
             return Ok(None);
         }
-        if was_hole && !frontier.with_links(|links| queue.remove_hole(seen.priority(), link, links)) {
-            return Ok(None);
+        if was_hole {
+            // Whatever is a hole is in the list, for both change under this lock.
+            frontier.with_links(|links| queue.remove_hole(seen.priority(), link, links));
         }
-        frontier.with_named(name, |now| {
-            now.close_xid = xid;
-            now.closing = Some(Outcome::Cancelled);
-            if was_hole {
-                now.state = State::Guard;
-            }
-        });
     }
     let lane = Lane::from_number(seen.lane);
     let note = if was_hole {

@@ -115,15 +115,9 @@ fn begin(
             Exit::Proceed => {
                 notes::reserve(frontier, 1)?;
                 let xid = xact::current_xid();
-                let marked = frontier.with_named(name, |now| {
-                    // A rebuild resets the partition under this lock: an entry of a current frontier is not a restored one.
-                    let free = now.close_xid == 0 && holds(now) && frontier.is_current();
-                    if free {
-                        now.close_xid = xid;
-                        now.closing = Some(outcome);
-                    }
-                    free
-                });
+                reach("exit.decided");
+                // A rebuild resets the partition under this lock: an entry of a current frontier is not a restored one.
+                let marked = frontier.with_named(name, |now| frontier.is_current() && now.begin_exit(&entry, xid, outcome));
                 frontier.check_current()?;
                 if marked == Some(true) {
                     let queue_id = Lane::from_number(entry.lane).queue_id;

@@ -217,9 +217,8 @@ fn end(frontier: &Frontier, by: Overdue, job: &Found, now: i64) -> Result<bool> 
             return None;
         }
         let outcome = exits::failure_outcome(entry, false);
-        entry.close_xid = xid;
-        entry.closing = Some(outcome);
-        Some((*entry, outcome))
+        let seen = *entry;
+        entry.begin_exit(&seen, xid, outcome).then_some((*entry, outcome))
     });
     let Some((entry, outcome)) = marked.flatten() else {
         frontier.check_current()?;

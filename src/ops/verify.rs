@@ -32,6 +32,8 @@ struct Key {
     queue_id: i32,
     job_id: i64,
     hop: i32,
+    /// Of the attempt in memory, 0 where that is not what differs: each of several claims of a job may look wrong for a moment.
+    lease: i64,
 }
 
 type Differences = BTreeMap<Key, String>;
@@ -105,6 +107,19 @@ fn is_on_its_way(entry: &Entry) -> bool {
     unfinished(entry.close_xid) || (entry.state == State::Claimed && unfinished(entry.claim_xid))
 }
 
+/// An entry as it was before the log was read.
+struct InFlight {
+    entry: Entry,
+    /// Then: the log may have been read before its transaction ended, though it has by now.
+    was_on_its_way: bool,
+}
+
+impl InFlight {
+    fn is_on_its_way(&self) -> bool {
+        self.was_on_its_way || is_on_its_way(&self.entry)
+    }
+}
+
 fn shown(counts: &Counts) -> String {
     format!(
         "{} available, {} scheduled, {} running, {} completed, {} failed, {} cancelled, {} dead-lettered",
@@ -147,7 +162,7 @@ fn snapshot(frontier: &Frontier) -> HashMap<i32, Live> {
     all
 }
 
-fn entries(frontier: &Frontier, differences: &mut Differences) -> Result<HashMap<(i64, i32), Entry>> {
+fn entries(frontier: &Frontier, differences: &mut Differences) -> Result<HashMap<(i64, i32), InFlight>> {
     let mut all = HashMap::new();
     for partition in 0..PARTITIONS as u32 {
         let mut used: Vec<Entry> = Vec::new();
@@ -157,18 +172,19 @@ fn entries(frontier: &Frontier, differences: &mut Differences) -> Result<HashMap
             pool.check().err()
         });
         if let Some(fault) = fault {
-            let key = Key { problem: "pool_broken", queue_id: 0, job_id: 0, hop: partition as i32 };
+            let key = Key { problem: "pool_broken", queue_id: 0, job_id: 0, hop: partition as i32, lease: 0 };
             differences.insert(key, format!("partition {partition} of the in-flight pool: {fault}"));
         }
         all.try_reserve(used.len()).map_err(|_| out_of_memory())?;
-        all.extend(used.into_iter().map(|entry| ((entry.job_id, entry.hop), entry)));
+        let known = |entry: Entry| ((entry.job_id, entry.hop), InFlight { was_on_its_way: is_on_its_way(&entry), entry });
+        all.extend(used.into_iter().map(known));
     }
     Ok(all)
 }
 
 struct Comparison {
     live: HashMap<i32, Live>,
-    entries: HashMap<(i64, i32), Entry>,
+    entries: HashMap<(i64, i32), InFlight>,
     differences: Differences,
     counts: HashMap<i32, Counts>,
     unfinished: HashMap<i32, bool>,
@@ -201,17 +217,19 @@ fn compare(frontier: &Frontier) -> Result<Differences> {
 }
 
 impl Comparison {
-    fn differ(&mut self, problem: &'static str, row: &ReadyRow, detail: String) {
-        let key = Key { problem, queue_id: Lane::from_number(row.lane).queue_id, job_id: row.job_id, hop: row.hop };
+    fn differ(&mut self, problem: &'static str, row: &ReadyRow, lease: i64, detail: String) {
+        let key = Key { problem, queue_id: Lane::from_number(row.lane).queue_id, job_id: row.job_id, hop: row.hop, lease };
         self.differences.insert(key, detail);
     }
 
     fn segment(&mut self, info: &SegmentInfo) -> Result<()> {
         let rel = Rel::open(info.ready, Lock::AccessShare)?;
         let mut evidence = build::read_evidence(info, false)?;
-        for (job_id, hop) in std::mem::take(&mut evidence.fold.closed_twice) {
-            let key = Key { problem: "closed_twice", queue_id: 0, job_id, hop };
-            self.differences.insert(key, format!("two closures in generation {}", info.generation));
+        for twice in std::mem::take(&mut evidence.fold.closed_twice) {
+            let ((job_id, hop), [one, other]) = (twice.copy, twice.outcomes);
+            let key = Key { problem: "closed_twice", queue_id: 0, job_id, hop, lease: 0 };
+            let detail = format!("closed as {} and as {} in generation {}", one.name(), other.name(), info.generation);
+            self.differences.insert(key, detail);
         }
         let mut scan = HeapScan::begin(&rel);
         while let Some(row) = scan.next() {
@@ -249,22 +267,24 @@ impl Comparison {
 
     fn judge(&mut self, info: &SegmentInfo, row: &ReadyRow, fate: &Fate, xmin: u64) {
         let entry = self.entries.remove(&(row.job_id, row.hop));
-        if entry.as_ref().is_some_and(is_on_its_way) {
+        if entry.as_ref().is_some_and(InFlight::is_on_its_way) {
             return;
         }
+        let entry = entry.map(|known| known.entry);
         match fate {
             Fate::Closed(_) => {
-                if entry.is_some() {
-                    self.differ("closed_but_in_flight", row, "the log has a closure, the frontier an entry".to_owned());
+                if let Some(entry) = entry {
+                    let detail = "the log has a closure, the frontier an entry".to_owned();
+                    self.differ("closed_but_in_flight", row, entry.lease, detail);
                 }
                 return;
             }
             Fate::Open(claim) => match entry {
-                None => self.differ("claimed_but_not_in_flight", row, format!("the log has lease {}", claim.lease)),
+                None => self.differ("claimed_but_not_in_flight", row, claim.lease, format!("the log has lease {}", claim.lease)),
                 Some(entry) if entry.state != State::Claimed || entry.lease != claim.lease => {
                     let detail =
                         format!("the log has lease {}, the frontier {:?} with lease {}", claim.lease, entry.state, entry.lease);
-                    self.differ("other_lease", row, detail);
+                    self.differ("other_lease", row, entry.lease, detail);
                 }
                 Some(_) => {}
             },
@@ -274,7 +294,7 @@ impl Comparison {
             return;
         }
         if let Some(other) = self.open_copies.insert(row.job_id, row.hop) {
-            self.differ("two_copies_are_live", row, format!("copy {other} is live too"));
+            self.differ("two_copies_are_live", row, 0, format!("copy {other} is live too"));
         }
     }
 
@@ -290,12 +310,12 @@ impl Comparison {
         match entry {
             Some(entry) if matches!(entry.state, State::Hole | State::Guard) && entry.queue == place => {
                 if entry.state == State::Hole && above {
-                    self.differ("hole_above_cursor", row, "the row would be handed out twice".to_owned());
+                    self.differ("hole_above_cursor", row, entry.lease, "the row would be handed out twice".to_owned());
                 }
             }
             Some(entry) => {
                 let detail = format!("the frontier has {:?} with lease {}, the log has no claim", entry.state, entry.lease);
-                self.differ("in_flight_but_not_claimed", row, detail);
+                self.differ("in_flight_but_not_claimed", row, entry.lease, detail);
             }
             None if above || in_gap => {}
             None => {
@@ -303,6 +323,7 @@ impl Comparison {
                 self.differ(
                     "skipped",
                     row,
+                    0,
                     format!("a ready row below the cursor is neither a hole nor in a gap (cursor {cursor:?})"),
                 );
             }
@@ -317,7 +338,7 @@ impl Comparison {
                 let queue_id = Lane::from_number(entry.lane).queue_id;
                 counts.entry(queue_id).or_default().scheduled += 1;
                 if let Some(other) = open.get(&entry.job_id) {
-                    let key = Key { problem: "two_copies_are_live", queue_id, job_id: entry.job_id, hop: entry.hop };
+                    let key = Key { problem: "two_copies_are_live", queue_id, job_id: entry.job_id, hop: entry.hop, lease: 0 };
                     differences.insert(key, format!("deferred, and copy {other} is live in the ring"));
                 }
                 Ok(())
@@ -335,7 +356,7 @@ impl Comparison {
             sql::as_owner(frontier.ledger, || {
                 finished::each_job(shelf, |job_id, queue_id, hop| {
                     if let Some(other) = open.get(&job_id) {
-                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop };
+                        let key = Key { problem: "finished_and_live", queue_id, job_id, hop, lease: 0 };
                         differences.insert(key, format!("kept as finished, and copy {other} is live in the ring"));
                     }
                 })
@@ -346,13 +367,14 @@ impl Comparison {
 
     /// Entries for which the log has no row.
     fn leftovers(&mut self) {
-        let rest: Vec<Entry> = self.entries.drain().map(|(_, entry)| entry).collect();
-        for entry in rest.into_iter().filter(|entry| !is_on_its_way(entry)) {
+        let rest: Vec<InFlight> = self.entries.drain().map(|(_, entry)| entry).collect();
+        for InFlight { entry, .. } in rest.into_iter().filter(|entry| !entry.is_on_its_way()) {
             let key = Key {
                 problem: "in_flight_without_row",
                 queue_id: Lane::from_number(entry.lane).queue_id,
                 job_id: entry.job_id,
                 hop: entry.hop,
+                lease: entry.lease,
             };
             self.differences.insert(key, format!("the frontier has {:?} in generation {}", entry.state, entry.generation));
         }
@@ -368,7 +390,7 @@ impl Comparison {
             }
             let expected = self.counts.get(queue_id).copied().unwrap_or_default();
             if expected != before.counts {
-                let key = Key { problem: "counts", queue_id: *queue_id, job_id: 0, hop: 0 };
+                let key = Key { problem: "counts", queue_id: *queue_id, job_id: 0, hop: 0, lease: 0 };
                 self.differences
                     .insert(key, format!("the log has {}; the frontier has {}", shown(&expected), shown(&before.counts)));
             }

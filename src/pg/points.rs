@@ -7,11 +7,22 @@
 mod armed;
 #[cfg(feature = "points")]
 mod faults;
+#[cfg(feature = "points")]
+mod jitter;
 
 #[cfg(feature = "points")]
-pub use armed::{ACTIONS, Action, Seen, arm, disarm_all, reach, reached, register, release};
+pub use armed::{ACTIONS, Action, Seen, arm, disarm_all, reach, reached, release};
 #[cfg(feature = "points")]
 pub use faults::{clear_fault, fail_nth, fails, may_fail};
+#[cfg(feature = "points")]
+pub use jitter::set_jitter;
+
+/// From `_PG_init`.
+#[cfg(feature = "points")]
+pub fn register() {
+    armed::register();
+    jitter::register();
+}
 
 /// What of the server may fail. Each stands before a call that may raise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::stress_mixed::number;
-use super::{Stage, claim, complete, drain, enqueue, sorted};
+use super::{Attempt, Stage, claim, complete, drain, enqueue, sorted};
 
 const JOBS: usize = 6;
 const CLAIMERS: usize = 3;
@@ -154,6 +154,49 @@ fn cancel_some(client: &mut Client, jobs: &[i64], rng: &mut StdRng) -> Result<Ve
         }
     }
     Ok(cancelled)
+}
+
+// If this fails, a worker and an operator are both told that they have ended the same attempt.
+pub fn of_a_cancel_and_a_completion_at_once_one_ends_the_attempt(stage: &mut Stage<'_>) -> Result<()> {
+    let waves = number("AWA_CANCEL_WAVES", 2000) / 50;
+    let mut operator = stage.connect()?;
+    operator.batch_execute("SET awa.prune_grace = 0")?;
+    let (mut worker, mut canceller) = (stage.connect()?, stage.connect()?);
+    let mut both_won = 0;
+    for wave in 0..waves {
+        enqueue(&mut operator, 100)?;
+        let attempts = claim(&mut operator, 100)?;
+        let together = Barrier::new(2);
+        let (completed, cancelled) = thread::scope(|scope| {
+            let (attempts, together) = (&attempts, &together);
+            let completes = scope.spawn(|| end_each(&mut worker, "SELECT awa.complete($1, $2)", attempts, together));
+            let cancels = scope.spawn(|| end_each(&mut canceller, "SELECT awa.cancel($1, 'lease ' || $2::bigint)", attempts, together));
+            (completes.join(), cancels.join())
+        });
+        let (completed, cancelled) = (completed.map_err(|_| anyhow!("a thread panicked"))?, cancelled.map_err(|_| anyhow!("a thread panicked"))?);
+        both_won += completed.iter().zip(&cancelled).filter(|(completed, cancelled)| **completed && **cancelled).count();
+        let nobody = completed.iter().zip(&cancelled).any(|(completed, cancelled)| !completed && !cancelled);
+        ensure!(!nobody, "wave {wave}: an attempt that nobody has ended");
+        if wave % 10 == 9 {
+            for call in ["rotate", "prune", "prune"] {
+                operator.batch_execute(&format!("SELECT awa.{call}()"))?;
+            }
+        }
+    }
+    ensure!(both_won == 0, "{both_won} attempts were completed and cancelled");
+    Ok(())
+}
+
+/// Ends one attempt after the other, each when the other session does; says which it has ended itself.
+fn end_each(client: &mut Client, sql: &str, attempts: &[Attempt], together: &Barrier) -> Vec<bool> {
+    let statement = client.prepare(sql);
+    let end = |attempt: &Attempt| {
+        together.wait();
+        let Ok(statement) = &statement else { return false };
+        let row = client.query_one(statement, &[&attempt.job_id, &attempt.run_lease]);
+        row.and_then(|row| row.try_get::<_, String>(0)).is_ok_and(|answer| answer == "completed" || answer == "cancelled")
+    };
+    attempts.iter().map(end).collect()
 }
 
 /// Finds some of its leases stale: its job was cancelled.

@@ -63,7 +63,7 @@ suites! {
     stress_mixed: [
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
         every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
-        every_acknowledged_job_has_one_end_under_maintenance,
+        every_acknowledged_job_has_one_end_under_maintenance, every_acknowledged_job_has_one_end_when_everybody_stumbles,
     ];
     reference: [every_sequence_of_verbs_is_answered_as_by_plain_sql, jobs_passed_by_in_their_transaction_come_out_in_order, the_jobs_of_a_dropped_queue_are_not_found];
     history: [all_answers_fit_into_one_history, all_answers_fit_into_one_history_over_crashes];
@@ -92,7 +92,10 @@ suites! {
         a_full_ring_empties_its_oldest_segment_of_due_jobs_too, a_few_jobs_among_many_tombstones_are_carried,
         running_attempts_behind_many_due_holes_are_carried, carrying_leaves_places_for_operators,
     ];
-    cancels: [a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run];
+    cancels: [
+        a_cancel_that_rolls_back_among_claimers_loses_no_job, a_job_is_cancelled_or_run,
+        of_a_cancel_and_a_completion_at_once_one_ends_the_attempt,
+    ];
     hostile_setup: [
         every_function_is_in_the_lists, without_preloading_every_function_says_so, without_preloading_nothing_is_adopted,
         a_database_too_many_is_refused_until_one_goes, sessions_outlive_a_new_extension, another_version_of_the_script_is_refused,
@@ -147,7 +150,7 @@ suites! {
         a_heartbeat_between_sweep_and_mark_keeps_the_attempt, a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing,
         a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
         a_rebuild_waits_for_whoever_takes_a_finished_job, a_commit_between_look_and_sleep_wakes,
-        a_late_cancel_that_is_interrupted_brings_nothing_back,
+        a_late_cancel_that_is_interrupted_brings_nothing_back, of_two_who_have_decided_to_end_an_attempt_one_does,
     ];
     long_ago: [
         a_dump_older_than_a_carry_holds_the_job, a_lease_from_before_a_crash_ends_nothing, a_prepared_enqueue_outlives_a_crash,

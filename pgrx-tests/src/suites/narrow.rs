@@ -253,6 +253,43 @@ pub fn a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing(stage: &mut S
     })
 }
 
+// 3. If this fails, two who have decided to end the same attempt both end it: a worker and an operator, or a worker twice.
+pub fn of_two_who_have_decided_to_end_an_attempt_one_does(stage: &mut Stage<'_>) -> Result<()> {
+    let ways: [(&str, &str); 3] = [
+        ("exit.decided", "SELECT awa.complete($1, $2)"),
+        ("exit.decided", "SELECT awa.fail($1, $2, 'late', final => true)"),
+        ("cancel.decided", "SELECT awa.cancel($1, 'lease ' || $2::bigint)"),
+    ];
+    for (point, late_way) in ways {
+        for (_, first_way) in ways {
+            for commits in [true, false] {
+                scene_again(stage, |scope, operator| {
+                    enqueue(operator, 1)?;
+                    let attempt = claim(operator, 1)?[0];
+                    let end = move |client: &mut Client, sql: &str| -> Result<String> {
+                        Ok(client.query_one(sql, &[&attempt.job_id, &attempt.run_lease])?.try_get(0)?)
+                    };
+                    let late = Standing::start(scope, stage, operator, point, move |client| Ok(end(client, late_way)))?;
+                    let its_pid = points::wait_reached(operator, point)?;
+                    let mut first = stage.connect()?;
+                    first.batch_execute("BEGIN")?;
+                    let said = end(&mut first, first_way)?;
+                    points::release(operator, point)?;
+                    see_blocked(operator, its_pid)?;
+                    first.batch_execute(if commits { "COMMIT" } else { "ROLLBACK" })?;
+                    let late_said = late.thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+                    stage.verify_clean()?;
+                    let late_said = late_said.unwrap_or_else(|error| format!("{error:#}"));
+                    let has_ended = ["completed", "failed", "cancelled"].contains(&late_said.as_str());
+                    ensure!(has_ended != commits, "{first_way} said {said}, commits {commits}; then {late_way} said {late_said}");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
 // 1. If this fails, a job that was cancelled comes back into the pool as one that waits, when a second cancel of it is interrupted.
 pub fn a_late_cancel_that_is_interrupted_brings_nothing_back(stage: &mut Stage<'_>) -> Result<()> {
     scene(stage, |scope, operator| {

@@ -96,18 +96,13 @@ impl Step<'_> {
             let mut held = self.frontier.queue(seen.queue);
             let queue = Queue::at(seen.queue, &held);
             let link = self.frontier.link_of(name);
-            let unchanged = |now: &mut Entry| now.state == State::Hole && now.close_xid == 0;
             if !queue.is_usable(&held)
-                || self.frontier.with_named(name, unchanged) != Some(true)
-                || !self.frontier.with_links(|links| held.remove_hole(lane.priority, link, links))
+                || self.frontier.with_named(name, |now| now.begin_exit(seen, xid, Outcome::Moved)) != Some(true)
             {
                 return Ok(false);
             }
-            self.frontier.with_named(name, |now| {
-                now.close_xid = xid;
-                now.closing = Some(Outcome::Moved);
-                now.state = State::Guard;
-            });
+            // Whatever is a hole is in the list, for both change under this lock.
+            self.frontier.with_links(|links| held.remove_hole(lane.priority, link, links));
             queue
         };
         notes::push(notes::Note::Guard {

@@ -8,6 +8,7 @@ use pgrx::pg_sys;
 use super::super::call::raise;
 use super::super::shmem::{self, Attached, Carver, CondVars, Layout, LwCells, WaitEvent};
 use super::super::xact::{database_oid, my_pid};
+use super::jitter;
 use crate::error::{Error, Result};
 
 /// Points armed at a time.
@@ -91,6 +92,7 @@ pub fn register() {
 /// A place with a name. Almost nothing while no point is armed.
 #[inline]
 pub fn reach(name: &'static str) {
+    jitter::tremble();
     let Some(points) = POINTS.get() else { return };
     if points.armed.first().is_some_and(|armed| armed.load(Ordering::Relaxed) != 0) {
         reach_slowly(points, name);
@@ -245,6 +247,7 @@ pub fn release(name: &str) -> Result<bool> {
 }
 
 pub fn disarm_all() -> Result<()> {
+    jitter::set_jitter(0, 0);
     let points = points()?;
     if let Some(mut table) = points.table.lock(0) {
         *table = [FREE; SLOTS];

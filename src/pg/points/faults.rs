@@ -4,7 +4,7 @@ use std::cell::Cell;
 use pgrx::PgSqlErrorCode as Code;
 use pgrx::pg_sys;
 
-use super::Fault;
+use super::{Fault, jitter};
 use crate::error::{Error, Result};
 use crate::pg::call::raise;
 
@@ -50,6 +50,7 @@ pub fn may_fail(fault: Fault) {
 /// For a call of ours that reports failure by its result.
 #[inline]
 pub fn fails(fault: Fault) -> bool {
+    jitter::tremble();
     let (class, left) = LEFT.get();
     left != 0 && class.is_none_or(|class| class == fault) && count_down(class, left)
 }

@@ -86,6 +86,21 @@ impl Entry {
         self.stamp
     }
 
+    /// Marks an attempt or a hole as ending by this transaction, if it is still what the caller saw when it decided to end it. One step
+    /// under the partition's lock: of two who have decided at the same time one is first, and the other must look again.
+    pub fn begin_exit(&mut self, seen: &Self, xid: u64, outcome: Outcome) -> bool {
+        let is_free = self.close_xid == 0 || mutant!("marked_over_a_mark");
+        if self.state != seen.state || self.lease != seen.lease || !is_free {
+            return false;
+        }
+        self.close_xid = xid;
+        self.closing = Some(outcome);
+        if self.state == State::Hole {
+            self.state = State::Guard;
+        }
+        true
+    }
+
     /// Does the attempt with this lease run, for all that its worker can know? One that is being carried does.
     pub fn is_alive(&self, lease: i64) -> bool {
         let carried = self.closing == Some(Outcome::Moved) && !mutant!("heartbeat_lost_in_carry");

@@ -49,14 +49,21 @@ pub struct TrackFold {
     pub running: i64,
 }
 
+/// A copy with two closures, of which neither supersedes the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedTwice {
+    pub copy: Copy_,
+    pub outcomes: [Outcome; 2],
+}
+
 /// Evidence and tracks of one segment.
 #[derive(Default)]
 pub struct SegmentFold {
     pub generation: i64,
     closed: ClosedCopies,
     open: CopyMap<OpenClaim>,
-    /// Copies closed twice: each is a difference that `verify()` names.
-    pub closed_twice: Vec<Copy_>,
+    /// Each is a difference that `verify()` names.
+    pub closed_twice: Vec<ClosedTwice>,
     pub tracks: BTreeMap<i32, TrackFold>,
 }
 
@@ -76,7 +83,7 @@ impl SegmentFold {
         } else if before.outcome.supersedes(outcome) && !mutant!("superseding_evidence_lost") {
             self.closed.close(job_id, hop, Closure { outcome: before.outcome, unclaimed });
         } else {
-            self.closed_twice.push((job_id, hop));
+            self.closed_twice.push(ClosedTwice { copy: (job_id, hop), outcomes: [before.outcome, outcome] });
         }
     }
 
@@ -89,9 +96,9 @@ impl SegmentFold {
         match self.closed.complete_first(job_id) {
             Some(true) => true,
             Some(false) => {
-                let deleted = self.closed.get(job_id, hop).is_some_and(|known| known.outcome.supersedes(Outcome::Completed));
-                if !deleted {
-                    self.closed_twice.push((job_id, hop));
+                let before = self.closed.get(job_id, hop).map_or(Outcome::Completed, |known| known.outcome);
+                if !before.supersedes(Outcome::Completed) {
+                    self.closed_twice.push(ClosedTwice { copy: (job_id, hop), outcomes: [before, Outcome::Completed] });
                 }
                 true
             }
@@ -220,7 +227,7 @@ mod tests {
         assert_eq!(fold.standing(8), (Position::at(30, 3), 40, 50));
         assert!(fold.closed_twice.is_empty());
         fold.closure(3, 0, Outcome::Failed, false);
-        assert_eq!(fold.closed_twice, vec![(3, 0)]);
+        assert_eq!(fold.closed_twice, vec![ClosedTwice { copy: (3, 0), outcomes: [Outcome::Completed, Outcome::Failed] }]);
     }
 
     #[test]
@@ -265,7 +272,7 @@ mod tests {
             let mut fold = SegmentFold::new(3);
             fold.closure(1, 0, first, false);
             fold.closure(1, 0, second, false);
-            assert_eq!(fold.closed_twice, vec![(1, 0)], "{first:?}, then {second:?}");
+            assert_eq!(fold.closed_twice, vec![ClosedTwice { copy: (1, 0), outcomes: [first, second] }]);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use postgres::error::SqlState;
 use postgres::{Client, Config};
 use rand::rngs::StdRng;
@@ -57,8 +57,31 @@ fn rebuild(client: &mut Client) -> Result<()> {
 fn look(client: &mut Client) -> Result<()> {
     let rows = client.query("SELECT d::text FROM awa.verify() AS d LIMIT 20", &[])?;
     let differences: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    ensure!(differences.is_empty(), "verify() in the middle of the load:\n{}", differences.join("\n"));
-    Ok(())
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let jobs = client.query("SELECT DISTINCT job_id FROM awa.verify() WHERE job_id IS NOT NULL LIMIT 3", &[])?;
+    let jobs: Vec<i64> = jobs.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let mut story = Vec::new();
+    for job_id in jobs {
+        story.extend(rows_of(client, job_id)?);
+    }
+    bail!("verify() in the middle of the load:\n{}\n{}", differences.join("\n"), story.join("\n"));
+}
+
+/// All that the log says of a job, whoever wrote it and whether it counts or not.
+fn rows_of(client: &mut Client, job_id: i64) -> Result<Vec<String>> {
+    let tables = client.query("SELECT relname::text FROM pg_class WHERE relnamespace = 'awa_segments'::regnamespace AND relkind = 'r' ORDER BY 1", &[])?;
+    let mut story = Vec::new();
+    for table in &tables {
+        let table: String = table.try_get(0)?;
+        let its = if table.starts_with("lease_claims") || table.starts_with("done") { "$1 = ANY (job_ids)" } else { "job_id = $1" };
+        let sql = format!("SELECT '{table} ' || t.ctid || ' xmin ' || t.xmin || ' ' || pg_xact_status(t.xmin::text::xid8) || ' ' || t::text FROM awa_segments.{table} AS t WHERE {its}");
+        for row in client.query(&sql, &[&job_id])? {
+            story.push(row.try_get(0)?);
+        }
+    }
+    Ok(story)
 }
 
 fn shoot(client: &mut Client, rng: &mut StdRng, pids: &[AtomicI32], how: &str) -> Result<()> {

@@ -157,8 +157,8 @@ impl World {
             let fate = fold.first_pass(&ready);
             rows.push((row.clone(), ready, fate));
         }
-        if let Some(copy) = fold.closed_twice.first() {
-            self.violation(format!("copy {copy:?} is closed twice in the log"));
+        if let Some(twice) = fold.closed_twice.first() {
+            self.violation(format!("copy {:?} is closed twice in the log", twice.copy));
         }
         (fold, rows)
     }
