@@ -37,10 +37,11 @@ actions! {
     VerifyHole => "src/ops/taking/holes.rs" "verify_hole";
     AppendClaim => "src/ops/claim.rs" "append_evidence", "src/store/evidence.rs" "append_claims";
     // ends of attempts
-    MarkClosing => "src/ops/exits.rs" "begin", "src/protocol/src/attempt.rs" "decide_exit";
+    DecideExit => "src/ops/exits.rs" "begin", "src/ops/cancel.rs" "cancel", "src/protocol/src/attempt.rs" "decide_exit";
+    MarkClosing => "src/ops/exits.rs" "begin", "src/protocol/src/attempt.rs" "begin_exit";
     AppendEvidence => "src/ops/exits.rs" "complete", "src/ops/exits.rs" "conclude_failure", "src/ops/exits.rs" "append_next";
     MarkOverdue => "src/ops/rescue.rs" "end", "src/protocol/src/overdue.rs" "overdue_since";
-    CancelEntry => "src/ops/cancel.rs" "cancel_entry";
+    CancelEntry => "src/ops/cancel.rs" "cancel_entry", "src/protocol/src/attempt.rs" "begin_exit";
     FindNewest => "src/ops/cancel.rs" "find_newest";
     GuardRow => "src/ops/cancel.rs" "cancel_waiting";
     LookAgain => "src/ops/cancel.rs" "cancel_waiting", "src/frontier/build.rs" "read_evidence";

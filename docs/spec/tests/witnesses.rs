@@ -50,6 +50,7 @@ fn all() -> Vec<Witness> {
         witness(TWO_ATTEMPTS, CANCEL, "no_tombstone_probe"),
         witness(TWO_ATTEMPTS, CARRY_WAITING, "guard_freed_before_commit"),
         witness(CLOSED_TWICE, ATTEMPT, "close_xid_ignored"),
+        witness(CLOSED_TWICE, RESCUE, "marked_over_a_mark"),
         witness(CLOSED_TWICE, CANCEL, "cancel_without_second_look"),
         witness(CLOSED_TWICE, CARRY_RUNNING, "finisher_does_not_wait_for_carrier"),
         witness(CLOSED_TWICE, ATTEMPT_CRASH, "rescue_takes_closing"),

@@ -89,7 +89,7 @@ impl Entry {
     /// Marks an attempt or a hole as ending by this transaction, if it is still what the caller saw when it decided to end it. One step
     /// under the partition's lock: of two who have decided at the same time one is first, and the other must look again.
     pub fn begin_exit(&mut self, seen: &Self, xid: u64, outcome: Outcome) -> bool {
-        let is_free = self.close_xid == 0 || mutant!("marked_over_a_mark");
+        let is_free = self.close_xid == 0 || mutant!("marked_over_a_mark") || mutant!("close_xid_ignored");
         if self.state != seen.state || self.lease != seen.lease || !is_free {
             return false;
         }

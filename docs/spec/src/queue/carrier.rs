@@ -113,10 +113,9 @@ impl World {
         let settled = entry.claim_xid == 0 || self.log.committed(entry.claim_xid);
         match entry.state {
             State::Hole if entry.close_xid == 0 => {
-                if self.has_tombstone(c.generation, copy, None) || !self.unlink_hole(name, entry.priority()) {
+                if self.has_tombstone(c.generation, copy, None) || !self.mark_and_unlink(sid, name, &entry, Outcome::Moved) {
                     return (Action::GuardHole, Op::Idle);
                 }
-                self.guard_hole(sid, name, Outcome::Moved);
                 (Action::GuardHole, self.append_carried(config, sid, c, name))
             }
             State::Claimed if entry.close_xid == 0 && settled => {

@@ -11,7 +11,7 @@ use super::producer::{New, Produce};
 use super::world::{Config, Mode, Note, Op, Work, World};
 use super::{Choice, Step};
 use crate::actions::Action;
-use crate::properties::{OPEN_TRUNCATED, STALE_FINISH};
+use crate::properties::{ASSERTION, OPEN_TRUNCATED, STALE_FINISH};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Finish {
@@ -22,7 +22,9 @@ pub struct Finish {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum FinishPhase {
-    Mark,
+    Decide,
+    /// Decided, on this copy of the entry; others may come before the mark.
+    Mark(EntryRef, Entry),
     /// Marked: the generation of the row, and its attempt.
     Evidence(i64, i16),
 }
@@ -36,6 +38,7 @@ pub struct Cancel {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum CancelPhase {
     Look,
+    Mark(EntryRef, Entry),
     /// No entry: this copy was the newest in the log.
     Guard(Copy),
     /// The guard stands: is the copy still open?
@@ -49,7 +52,7 @@ enum CancelPhase {
 
 impl Finish {
     pub fn new(work: Work, outcome: Outcome) -> Self {
-        Self { work, outcome, phase: FinishPhase::Mark }
+        Self { work, outcome, phase: FinishPhase::Decide }
     }
 }
 
@@ -98,7 +101,8 @@ impl World {
     pub fn may_finish(&self, config: &Config, sid: usize, f: &Finish) -> bool {
         match f.phase {
             FinishPhase::Evidence(generation, _) => self.may_write(sid, generation),
-            FinishPhase::Mark => match self.entry_of_work(f.work) {
+            FinishPhase::Mark(..) => true,
+            FinishPhase::Decide => match self.entry_of_work(f.work) {
                 Some((_, entry)) => match self.decide(config, sid, &entry, Some(f.work.lease), f.outcome) {
                     Exit::WaitForCloser(xid) | Exit::ClaimUncommitted(xid) => !self.is_alive(xid),
                     _ => true,
@@ -109,32 +113,45 @@ impl World {
     }
 
     pub fn step_finish(&mut self, config: &Config, sid: usize, mut f: Finish) -> Step {
-        let FinishPhase::Evidence(generation, attempt) = f.phase else {
-            let Some((slot, entry)) = self.entry_of_work(f.work) else { return (Action::MarkClosing, Op::Idle) };
-            if self.decide(config, sid, &entry, Some(f.work.lease), f.outcome) != Exit::Proceed {
-                return (Action::MarkClosing, Op::Idle);
+        match f.phase {
+            FinishPhase::Decide => {
+                let Some((slot, entry)) = self.entry_of_work(f.work) else { return (Action::DecideExit, Op::Idle) };
+                if self.decide(config, sid, &entry, Some(f.work.lease), f.outcome) != Exit::Proceed {
+                    return (Action::DecideExit, Op::Idle);
+                }
+                f.phase = FinishPhase::Mark(self.pool.name_of(slot), entry);
+                (Action::DecideExit, Op::Finish(f))
             }
-            let copy = (entry.job_id, entry.hop);
-            if self.lease_of(copy) != Some(f.work.lease) && !self.closed(copy) {
-                self.violate(STALE_FINISH);
+            FinishPhase::Mark(name, seen) => {
+                self.begin(sid);
+                let copy = (seen.job_id, seen.hop);
+                f.phase = FinishPhase::Decide;
+                if self.mark(sid, name, &seen, f.outcome) {
+                    if self.lease_of(copy) != Some(f.work.lease) && !self.closed(copy) {
+                        self.violate(STALE_FINISH);
+                    }
+                    f.work.copy = copy;
+                    f.phase = FinishPhase::Evidence(seen.generation, seen.attempt);
+                }
+                (Action::MarkClosing, Op::Finish(f))
             }
-            f.work.copy = copy;
-            self.begin(sid);
-            self.mark(sid, slot, f.outcome);
-            f.phase = FinishPhase::Evidence(entry.generation, entry.attempt);
-            return (Action::MarkClosing, Op::Finish(f));
-        };
-        self.append_end(config, sid, generation, f.work.copy, f.outcome);
-        (Action::AppendEvidence, self.next_copy(f.work.copy, f.outcome, attempt))
+            FinishPhase::Evidence(generation, attempt) => {
+                self.append_end(config, sid, generation, f.work.copy, f.outcome);
+                (Action::AppendEvidence, self.next_copy(f.work.copy, f.outcome, attempt))
+            }
+        }
     }
 
-    fn mark(&mut self, sid: usize, slot: u32, outcome: Outcome) {
-        let (name, xid) = (self.pool.name_of(slot), self.xid(sid));
-        let Some(entry) = self.pool.named(name) else { return };
-        entry.close_xid = xid;
-        entry.closing = Some(outcome);
-        let copy = (entry.job_id, entry.hop);
-        self.note(sid, Note::Close(name, copy));
+    /// False: somebody else was first, or the entry is another one by now.
+    fn mark(&mut self, sid: usize, name: EntryRef, seen: &Entry, outcome: Outcome) -> bool {
+        let xid = self.xid(sid);
+        if !self.pool.named(name).is_some_and(|entry| entry.begin_exit(seen, xid, outcome)) {
+            return false;
+        }
+        let copy = (seen.job_id, seen.hop);
+        let note = if seen.state == State::Hole { Note::Guard { name, copy, was_hole: true } } else { Note::Close(name, copy) };
+        self.note(sid, note);
+        true
     }
 
     /// What `evidence::append_*` does: a row in the segment that holds the row of the job.
@@ -198,7 +215,8 @@ impl World {
         }
         self.lock(sid, entry.generation, Mode::Write);
         let outcome = after_failure(i32::from(entry.attempt), i32::from(config.max_attempts), false).outcome();
-        self.mark(sid, slot, outcome);
+        // Looked at, decided and marked under one lock.
+        self.mark(sid, self.pool.name_of(slot), &entry, outcome);
         let work = Work { copy: (entry.job_id, entry.hop), lease: entry.lease };
         Op::Finish(Finish { work, outcome, phase: FinishPhase::Evidence(entry.generation, entry.attempt) })
     }
@@ -228,7 +246,7 @@ impl World {
                 },
                 None => true,
             },
-            CancelPhase::Guard(_) => true,
+            CancelPhase::Guard(_) | CancelPhase::Mark(..) => true,
             CancelPhase::Again(_, copy) => self.row_of(copy).is_none_or(|(generation, _)| self.may_write(sid, generation)),
             CancelPhase::Evidence { generation, .. } => self.may_write(sid, generation),
         }
@@ -237,7 +255,13 @@ impl World {
     pub fn step_cancel(&mut self, config: &Config, sid: usize, mut c: Cancel) -> Step {
         match c.phase {
             CancelPhase::Look => match self.newest_entry(c.job) {
-                Some((slot, entry)) => (Action::CancelEntry, self.cancel_entry(config, sid, c, slot, entry)),
+                Some((slot, entry)) => {
+                    if self.decide(config, sid, &entry, None, Outcome::Cancelled) != Exit::Proceed {
+                        return (Action::DecideExit, Op::Idle);
+                    }
+                    c.phase = CancelPhase::Mark(self.pool.name_of(slot), entry);
+                    (Action::DecideExit, Op::Cancel(c))
+                }
                 None => match self.newest_copy(sid, c.job) {
                     Some(copy) => {
                         c.phase = CancelPhase::Guard(copy);
@@ -246,6 +270,7 @@ impl World {
                     None => (Action::FindNewest, Op::Idle),
                 },
             },
+            CancelPhase::Mark(name, seen) => (Action::CancelEntry, self.cancel_entry(sid, c, name, &seen)),
             CancelPhase::Guard(copy) => (Action::GuardRow, self.guard_to_cancel(sid, c, copy)),
             CancelPhase::Again(name, copy) => (Action::LookAgain, self.look_again(config, sid, c, name, copy)),
             CancelPhase::Evidence { generation, copy, unclaimed } => {
@@ -258,35 +283,24 @@ impl World {
         }
     }
 
-    fn cancel_entry(&mut self, config: &Config, sid: usize, mut c: Cancel, slot: u32, entry: Entry) -> Op {
-        if self.decide(config, sid, &entry, None, Outcome::Cancelled) != Exit::Proceed {
-            return Op::Idle;
-        }
-        let name = self.pool.name_of(slot);
-        let was_hole = entry.state == State::Hole;
-        let copy = (entry.job_id, entry.hop);
-        if was_hole && !self.unlink_hole(name, entry.priority()) {
+    fn cancel_entry(&mut self, sid: usize, mut c: Cancel, name: EntryRef, seen: &Entry) -> Op {
+        self.begin(sid);
+        if !self.mark_and_unlink(sid, name, seen, Outcome::Cancelled) {
+            c.phase = CancelPhase::Look;
             return Op::Cancel(c);
         }
-        self.begin(sid);
-        if was_hole {
-            self.guard_hole(sid, name, Outcome::Cancelled);
-        } else {
-            self.mark(sid, slot, Outcome::Cancelled);
-        }
-        c.phase = CancelPhase::Evidence { generation: entry.generation, copy, unclaimed: was_hole };
+        let (generation, copy) = (seen.generation, (seen.job_id, seen.hop));
+        c.phase = CancelPhase::Evidence { generation, copy, unclaimed: seen.state == State::Hole };
         Op::Cancel(c)
     }
 
-    /// An unlinked hole becomes a guard; scans have passed its row long ago.
-    pub fn guard_hole(&mut self, sid: usize, name: EntryRef, outcome: Outcome) {
-        let xid = self.xid(sid);
-        let Some(entry) = self.pool.named(name) else { return };
-        entry.close_xid = xid;
-        entry.closing = Some(outcome);
-        entry.state = State::Guard;
-        let copy = (entry.job_id, entry.hop);
-        self.note(sid, Note::Guard { name, copy, was_hole: true });
+    /// A hole becomes a guard; scans have passed its row long ago. Under the queue's lock, as every change of a hole.
+    pub fn mark_and_unlink(&mut self, sid: usize, name: EntryRef, seen: &Entry, outcome: Outcome) -> bool {
+        let marked = self.mark(sid, name, seen, outcome);
+        if marked && seen.state == State::Hole && !self.unlink_hole(name, seen.priority()) {
+            self.violate(ASSERTION);
+        }
+        marked
     }
 
     /// A guard on a row that has no entry. `None`: somebody has this copy, or a later one.

@@ -193,9 +193,8 @@ impl World {
         }
         match entry.state {
             State::Hole if self.unlink_hole(name, entry.priority()) => {
-                self.mark(sid, name, Outcome::Moved);
+                self.mark(sid, name, &entry, Outcome::Moved);
                 if let Some(entry) = self.pool.named(name) {
-                    entry.state = State::Guard;
                     entry.passed = true;
                 }
                 if let Some(segment) = self.segments.get_mut(&c.generation) {

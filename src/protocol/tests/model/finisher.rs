@@ -25,6 +25,8 @@ pub struct Cancel {
 #[derive(Clone, Copy, PartialEq)]
 enum Phase {
     Look,
+    /// Decided, on this copy of the entry; others may come before the mark.
+    Mark(EntryRef, Entry),
     Recheck,
     Evidence,
     Again,
@@ -94,6 +96,10 @@ impl World {
                 }
                 Op::Idle
             }
+            Phase::Mark(name, seen) => {
+                f.phase = if self.mark(sid, name, &seen, f.outcome) { Phase::Evidence } else { Phase::Look };
+                Op::Finish(f)
+            }
             Phase::Look | Phase::Recheck => {
                 let partition = partition_of(copy.0, PARTITIONS as u32);
                 let part = self.pool.part(partition);
@@ -116,8 +122,7 @@ impl World {
                         if self.held.get(&copy) != Some(&f.work.lease) {
                             self.violation(format!("lease {} ends {copy:?}, held is {:?}", f.work.lease, self.held.get(&copy)));
                         }
-                        self.mark(sid, EntryRef { partition, slot, stamp: entry.stamp() }, f.outcome);
-                        f.phase = Phase::Evidence;
+                        f.phase = Phase::Mark(EntryRef { partition, slot, stamp: entry.stamp() }, entry);
                         Op::Finish(f)
                     }
                     Exit::WaitForCloser(xid) => self.wait(sid, xid, Op::Finish(f)),
@@ -161,14 +166,14 @@ impl World {
         op
     }
 
-    pub fn mark(&mut self, sid: usize, name: EntryRef, outcome: Outcome) {
+    /// False: somebody else was first, or the entry is another one by now; look again.
+    pub fn mark(&mut self, sid: usize, name: EntryRef, seen: &Entry, outcome: Outcome) -> bool {
         let xid = self.xid(sid);
-        let entry = self.pool.named(name).map(|entry| {
-            entry.close_xid = xid;
-            entry.closing = Some(outcome);
-            *entry
-        });
-        let Some(entry) = entry else { return };
+        let marked = self.pool.named(name).and_then(|entry| entry.begin_exit(seen, xid, outcome).then_some(*entry));
+        let Some(entry) = marked else {
+            self.stats.marked_late += 1;
+            return false;
+        };
         let copy = (entry.job_id, entry.hop);
         let others = self.exits.get(&copy).into_iter().flatten();
         if let Some((other, _)) = others.into_iter().find(|(x, _)| self.status(*x) != Status::Aborted) {
@@ -176,6 +181,7 @@ impl World {
         }
         self.note(sid, Note::Close(name, copy));
         self.say(|| format!("s{sid} closes {copy:?} as {outcome:?} xid {xid}"));
+        true
     }
 
     // ---- cancel --------------------------------------------------------------------------------------------------------
@@ -217,6 +223,7 @@ impl World {
                     None => self.cancel_unclaimed(sid, c, partition),
                 }
             }
+            Phase::Mark(name, seen) => self.mark_cancelled(sid, c, name, &seen),
             Phase::Recheck => {
                 // With a new snapshot: the attempt may have ended between the look-up of the row and the guard.
                 if self.closed(c.copy) && !crate::broken("cancel_without_second_look") {
@@ -242,24 +249,34 @@ impl World {
     fn cancel_entry(&mut self, sid: usize, mut c: Cancel, name: EntryRef, entry: Entry) -> Op {
         match self.decide(sid, &entry, None, Outcome::Cancelled) {
             Exit::Proceed => {
-                // A hole that is not linked has just been popped by a claimer, who will look at it in a moment: it is his.
-                let hole = entry.state == State::Hole;
-                if hole && !self.unlink_hole(name, entry.priority()) && !crate::broken("cancel_of_a_popped_hole") {
-                    return self.wait(sid, 0, Op::Cancel(c));
-                }
-                self.mark(sid, name, Outcome::Cancelled);
-                c.unclaimed = hole;
-                c.phase = if hole { Phase::Recheck } else { Phase::Evidence };
-                if let Some(entry) = self.pool.named(name).filter(|entry| entry.state == State::Hole) {
-                    entry.state = State::Guard;
-                    entry.passed = true;
-                    self.say(|| format!("s{sid} hole {:?} becomes a guard", c.copy));
-                }
+                c.phase = Phase::Mark(name, entry);
                 Op::Cancel(c)
             }
             Exit::WaitForCloser(xid) | Exit::ClaimUncommitted(xid) => self.wait(sid, xid, Op::Cancel(c)),
             Exit::Already | Exit::Conflict(_) | Exit::Stale => Op::Idle,
         }
+    }
+
+    fn mark_cancelled(&mut self, sid: usize, mut c: Cancel, name: EntryRef, seen: &Entry) -> Op {
+        let is_hole = seen.state == State::Hole;
+        // Under the queue's lock. A hole that is not linked has just been popped by a claimer, who will look at it in a moment: it is his.
+        if is_hole && self.pool.named(name).is_some_and(|entry| entry.state == State::Hole && entry.lease == seen.lease) {
+            if !self.unlink_hole(name, seen.priority()) && !crate::broken("cancel_of_a_popped_hole") {
+                c.phase = Phase::Look;
+                return self.wait(sid, 0, Op::Cancel(c));
+            }
+        }
+        if !self.mark(sid, name, seen, Outcome::Cancelled) {
+            c.phase = Phase::Look;
+            return Op::Cancel(c);
+        }
+        c.unclaimed = is_hole;
+        c.phase = if is_hole { Phase::Recheck } else { Phase::Evidence };
+        if let Some(entry) = self.pool.named(name).filter(|entry| entry.state == State::Guard) {
+            entry.passed = true;
+            self.say(|| format!("s{sid} hole {:?} becomes a guard", c.copy));
+        }
+        Op::Cancel(c)
     }
 
     fn cancel_unclaimed(&mut self, sid: usize, mut c: Cancel, partition: u32) -> Op {

@@ -18,7 +18,7 @@
 //! | 12 | asynchronous claims lost by a crash; workers come back with old leases | lease_ignored, nonce_is_kept |
 //! | 13 | the worker has its rows before the claim commits; the claim aborts | claim_in_progress_ignored, aborted_claim_counts_as_settled |
 //! | 27 | failed and cancelled jobs are tried again and deleted, by several at once; rows of evidence in any order | superseding_evidence_lost, superseded_counts_as_claimed, redrive_without_second_look, redrive_without_lock, superseding_guard_becomes_a_hole |
-//! | 15 | several exits in one transaction, savepoints between | undo_oldest_first, close_xid_ignored |
+//! | 15 | several exits in one transaction, savepoints between; others come between a decision and its mark | undo_oldest_first, close_xid_ignored, marked_over_a_mark |
 //! | 16 | a build opens a segment first, producers go on, the clock is set back; prepared transactions | last_not_raised, rows_below_cursor_forgotten |
 //! | 17 | stale names in local lists | stamp_reused |
 //! | 19 | ties, clock jumps | scan_beyond_now, cursor_lowered; `ties_are_spread` |
@@ -102,6 +102,7 @@ fn add(sum: &mut Stats, one: Stats) {
     sum.rechecks += one.rechecks;
     sum.waits += one.waits;
     sum.stale += one.stale;
+    sum.marked_late += one.marked_late;
     sum.uncommitted += one.uncommitted;
     sum.stale_names += one.stale_names;
     sum.superseded += one.superseded;

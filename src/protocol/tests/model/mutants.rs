@@ -36,6 +36,7 @@ const PROTOCOL: &[(&str, u32)] = &[
     ("stamp_reused", 2),
     ("lease_ignored", 12),
     ("close_xid_ignored", 15),
+    ("marked_over_a_mark", 15),
     ("claim_in_progress_ignored", 13),
     ("closures_ignored", 3),
     ("claims_ignored", 3),

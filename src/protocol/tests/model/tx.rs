@@ -162,8 +162,7 @@ impl World {
             // A scan may have passed the guard: the row has ended all the same.
             Note::Supersede(name, _) if self.pool.named(name).is_none() => self.stats.stale_names += 1,
             Note::Supersede(name, _) => {
-                let passed = self.pool.named(name).is_some_and(|entry| entry.passed);
-                if passed && crate::broken("superseding_guard_becomes_a_hole") {
+                if crate::broken("superseding_guard_becomes_a_hole") {
                     self.make_hole(name);
                 } else {
                     self.pool.part(name.partition).free(name.slot);

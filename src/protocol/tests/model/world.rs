@@ -275,6 +275,8 @@ pub struct Stats {
     pub rechecks: u64,
     pub waits: u64,
     pub stale: u64,
+    /// Decided, and then somebody else was first.
+    pub marked_late: u64,
     pub uncommitted: u64,
     pub stale_names: u64,
     pub superseded: u64,
