@@ -226,6 +226,20 @@ impl Frontier {
         self.with_partition(name.partition, |partition| partition.named(name).map(body))
     }
 
+    /// Frees the entry, if the name is not stale, and gives its place back.
+    pub fn drop_entry(&self, name: EntryRef) {
+        let gone = self.with_partition(name.partition, |partition| {
+            let queue = partition.named(name).map(|entry| entry.queue);
+            if queue.is_some() {
+                partition.free(name.slot);
+            }
+            queue
+        });
+        if let Some(queue) = gone {
+            self.return_entries(queue, 1);
+        }
+    }
+
     pub fn entries_of_a_partition(&self) -> usize {
         self.shared.entries_each / PARTITIONS
     }

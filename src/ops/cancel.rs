@@ -245,8 +245,7 @@ fn cancel_waiting(frontier: &Frontier, job_id: i64, reason: Option<&[u8]>) -> Re
     let closed = build::read_evidence(&found.segment, true)?.fold;
     let newest = find_newest(frontier, job_id)?.is_some_and(|again| again.head.hop == head.hop);
     if !newest || closed.fate(job_id, head.hop) != Fate::Ready {
-        frontier.with_partition(partition, |entries| entries.free(name.slot));
-        frontier.return_entries(place, 1);
+        frontier.drop_entry(name);
         notes::retract_last();
         return match closed.fate(job_id, head.hop) {
             Fate::Closed(Outcome::Removed) => Ok(Some(Cancelled::NotFound)),

@@ -139,8 +139,7 @@ fn take_in_ring(frontier: &Frontier, job_id: i64, by: Outcome, wanted: fn(Outcom
             }
             _ => {
                 // It was pruned, or somebody else was first.
-                frontier.with_partition(name.partition, |entries| entries.free(name.slot));
-                frontier.return_entries(place, 1);
+                frontier.drop_entry(name);
                 notes::retract_last();
             }
         }

@@ -104,7 +104,7 @@ fn finish_session_state() {
 fn drop_unpublished(frontier: &Frontier) {
     let last = NOTES.with_borrow_mut(|notes| notes.pop_if(|noted| matches!(noted.note, Note::Claimed { published: false, .. })));
     if let Some(Noted { note: Note::Claimed { entry, .. }, .. }) = last {
-        drop_entry(frontier, entry);
+        frontier.drop_entry(entry);
     }
 }
 
@@ -276,13 +276,13 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
             take_off(&mut tally.of(queue, queue_id).counts, &counts);
         }
         Note::Superseding { entry, queue, queue_id, ended } => {
-            drop_entry(frontier, entry);
+            frontier.drop_entry(entry);
             let mut gone = Counts::default();
             count_finished(&mut gone, ended, 1);
             take_off(&mut tally.of(queue, queue_id).counts, &gone);
         }
         Note::Closing { entry, queue, queue_id, outcome } => {
-            drop_entry(frontier, entry);
+            frontier.drop_entry(entry);
             let change = tally.of(queue, queue_id);
             change.counts.running -= 1;
             count_finished(&mut change.counts, outcome, 1);
@@ -303,7 +303,7 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
         }
         Note::Rescued { queue, queue_id } => tally.of(queue, queue_id).totals.rescued += 1,
         Note::Guard { entry, queue, queue_id, sub, outcome, .. } => {
-            drop_entry(frontier, entry);
+            frontier.drop_entry(entry);
             let change = tally.of(queue, queue_id);
             *waiting(&mut change.counts, sub) -= 1;
             if outcome == Outcome::Moved {
@@ -365,19 +365,6 @@ fn complete(frontier: &Frontier, note: Note, tally: &mut Tally) {
     }
 }
 
-fn drop_entry(frontier: &Frontier, entry: EntryRef) {
-    let gone = frontier.with_partition(entry.partition, |partition| {
-        let queue = partition.named(entry).map(|entry| entry.queue);
-        if queue.is_some() {
-            partition.free(entry.slot);
-        }
-        queue
-    });
-    if let Some(queue) = gone {
-        frontier.return_entries(queue, 1);
-    }
-}
-
 /// Entries of a dropped queue go with it: its rows count as closed.
 fn forget_queue(frontier: &Frontier, queue: u16) {
     for partition in 0..PARTITIONS as u32 {
@@ -404,7 +391,7 @@ fn undo(frontier: &Frontier, note: Note) {
             if published {
                 give_back(frontier, entry, queue);
             } else {
-                drop_entry(frontier, entry);
+                frontier.drop_entry(entry);
             }
         }
         Note::Closing { entry, .. } => {
@@ -430,7 +417,7 @@ fn undo(frontier: &Frontier, note: Note) {
             }
         }
         // A scan may have passed the guard: the row has ended all the same.
-        Note::Superseding { entry, .. } => drop_entry(frontier, entry),
+        Note::Superseding { entry, .. } => frontier.drop_entry(entry),
         Note::Moving { old, new, queue, .. } => {
             if frontier.with_partition(old.partition, |partition| partition.abandon_move(old, new)) {
                 frontier.return_entries(queue, 1);

@@ -194,8 +194,7 @@ impl Step<'_> {
         }
         // Asked again with the guard standing: no cancel can slip between.
         if frontier.has_tombstones(info.slot) && taking::is_tombstoned(&info, &head)? {
-            frontier.with_partition(partition, |entries| entries.free(name.slot));
-            frontier.return_entries(queue.place, 1);
+            frontier.drop_entry(name);
             notes::retract_last();
             return Ok(());
         }

@@ -66,8 +66,7 @@ impl Taker<'_> {
             }
         };
         if !row_is_there {
-            self.frontier.with_partition(name.partition, |entries| entries.free(name.slot));
-            self.frontier.return_entries(self.queue.place, 1);
+            self.frontier.drop_entry(name);
             notes::retract_claim(name);
         }
         Ok(())
