@@ -184,7 +184,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("rescue_of_unsettled_claim", "src/ops/rescue.rs: find",
         "an attempt is rescued before its claim commits",
         "isolation/rescue-vs-claim"),
-    mutant("rescue_takes_closing", "src/protocol/src/overdue.rs: overdue_since",
+    mutant("rescue_takes_closing", "src/protocol/src/overdue.rs: overdue_since, src/ops/rescue.rs: end",
         "rescue takes an attempt that a worker is ending",
         "isolation/rescue-vs-ends"),
     mutant("rescue_without_second_look", "src/ops/rescue.rs: end",

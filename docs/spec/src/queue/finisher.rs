@@ -216,7 +216,13 @@ impl World {
         self.lock(sid, entry.generation, Mode::Write);
         let outcome = after_failure(i32::from(entry.attempt), i32::from(config.max_attempts), false).outcome();
         // Looked at, decided and marked under one lock.
-        self.mark(sid, self.pool.name_of(slot), &entry, outcome);
+        let name = self.pool.name_of(slot);
+        if let Some(entry) = self.pool.named(name).filter(|_| config.broken("rescue_takes_closing")) {
+            entry.close_xid = 0;
+        }
+        if !self.mark(sid, name, &entry, outcome) {
+            return Op::Idle;
+        }
         let work = Work { copy: (entry.job_id, entry.hop), lease: entry.lease };
         Op::Finish(Finish { work, outcome, phase: FinishPhase::Evidence(entry.generation, entry.attempt) })
     }
