@@ -20,6 +20,7 @@ use crate::frontier::{Frontier, PARTITIONS, SegmentInfo, build, notes};
 use crate::ops::inspect;
 use crate::ops::rotate::refuse_old_snapshot;
 use crate::pg::call::{Rows, bytes_datum, text_datum};
+use crate::pg::points::reach;
 use crate::pg::rel::{Lock, Rel, wait_for_running_lockers};
 use crate::pg::scan::{HeapScan, RowState, has_ended};
 use crate::pg::sql;
@@ -53,6 +54,7 @@ pub fn verify(frontier: &Frontier, rows: &mut Rows<'_>) -> Result<()> {
         for shelf in Shelf::ALL {
             wait_for_running_lockers(shelf.table()?, Lock::Share);
         }
+        reach("verify.waited");
         let again = compare(frontier)?;
         found.retain(|key, _| again.contains_key(key));
     }
@@ -231,6 +233,7 @@ impl Comparison {
             let detail = format!("closed as {} and as {} in generation {}", one.name(), other.name(), info.generation);
             self.differences.insert(key, detail);
         }
+        reach("verify.evidence_read");
         let mut scan = HeapScan::begin(&rel);
         while let Some(row) = scan.next() {
             let seen = build::ready_row(&row);

@@ -4,13 +4,13 @@
 //! password; TCP listens on the loopback address only, on a free port, and wants the password made for this cluster.
 //! Dropping a cluster stops it at once and keeps its files: logs and data are there for a look after a failure.
 
+mod log;
 pub mod memcheck;
 mod pid_file;
 mod socket_dir;
 mod tools;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -26,6 +26,7 @@ use rand::distr::Alphanumeric;
 use crate::layout::{Layout, open_dir};
 use crate::process::{ServerUser, Signal, children_of, give_to, is_alive, run, server_command, signal, wait_until};
 use crate::tree::Tree;
+use log::last_lines;
 use pid_file::PidFile;
 
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -432,27 +433,6 @@ impl Cluster {
         self.postmaster.as_ref().map(|postmaster| postmaster.pid)
     }
 
-    pub fn log_path(&self) -> PathBuf {
-        self.dir.join("server.log")
-    }
-
-    pub fn log_size(&self) -> u64 {
-        fs::metadata(self.log_path()).map_or(0, |found| found.len())
-    }
-
-    /// What the server logged after the log had this size.
-    pub fn log_since(&self, size: u64) -> Result<String> {
-        let mut file = File::open(self.log_path())?;
-        file.seek(SeekFrom::Start(size))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    pub fn log_tail(&self, lines: usize) -> Result<String> {
-        Ok(last_lines(&self.log_since(self.log_size().saturating_sub(64 * 1024))?, lines))
-    }
-
     /// Leaves the server running when this value goes.
     pub fn leave_running(mut self) {
         self.postmaster = None;
@@ -493,21 +473,4 @@ fn append(path: &Path, text: &str) -> Result<()> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_short_log_is_the_log() {
-        assert_eq!(last_lines("a\nb\nc", 2), "b\nc");
-        assert_eq!(last_lines("a", 5), "a");
-        assert_eq!(last_lines("", 5), "");
-    }
 }

@@ -151,6 +151,7 @@ suites! {
         a_finished_job_is_not_carried_while_a_scan_stands_at_it, a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once,
         a_rebuild_waits_for_whoever_takes_a_finished_job, a_commit_between_look_and_sleep_wakes,
         a_late_cancel_that_is_interrupted_brings_nothing_back, of_two_who_have_decided_to_end_an_attempt_one_does,
+        a_verify_that_meets_claim_after_claim_of_a_job_names_nothing,
     ];
     long_ago: [
         a_dump_older_than_a_carry_holds_the_job, a_lease_from_before_a_crash_ends_nothing, a_prepared_enqueue_outlives_a_crash,

@@ -253,7 +253,45 @@ pub fn a_rescue_that_slept_over_the_end_of_an_attempt_ends_nothing(stage: &mut S
     })
 }
 
-// 3. If this fails, two who have decided to end the same attempt both end it: a worker and an operator, or a worker twice.
+// If this fails, verify() takes several claims of one job, each seen for a moment, for damage that lasts.
+pub fn a_verify_that_meets_claim_after_claim_of_a_job_names_nothing(stage: &mut Stage<'_>) -> Result<()> {
+    scene(stage, |scope, operator| {
+        enqueue(operator, 1)?;
+        let mut claimer = stage.connect()?;
+        let mut verifier = stage.connect()?;
+        let pid = pid_of(&mut verifier)?;
+        claimer.batch_execute("BEGIN")?;
+        claim(&mut claimer, 1)?;
+        points::arm_for(operator, "verify.evidence_read", "wait", pid)?;
+        let verify = scope.spawn(move || Ok::<_, anyhow::Error>(verifier.query("SELECT problem FROM awa.verify()", &[])?.len()));
+        while !verify.is_finished() {
+            // In every round the claim is there when memory is read, not yet in the log, and over when the two are compared.
+            points::arm_for(operator, "verify.waited", "wait", pid)?;
+            points::wait_reached(operator, "verify.evidence_read")?;
+            claimer.batch_execute("ROLLBACK")?;
+            points::release(operator, "verify.evidence_read")?;
+            while !verify.is_finished() && !is_standing(operator, "verify.waited")? {
+                thread::yield_now();
+            }
+            if !verify.is_finished() {
+                claimer.batch_execute("BEGIN")?;
+                claim(&mut claimer, 1)?;
+                points::arm_for(operator, "verify.evidence_read", "wait", pid)?;
+                points::release(operator, "verify.waited")?;
+            }
+        }
+        let found = verify.join().map_err(|_| anyhow!("a thread panicked"))??;
+        ensure!(found == 0, "verify() found {found} differences");
+        Ok(())
+    })
+}
+
+fn is_standing(client: &mut Client, point: &str) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM awa_points.reached() AS r WHERE r.name = $1 AND waiting_pid IS NOT NULL)";
+    Ok(client.query_one(sql, &[&point])?.try_get(0)?)
+}
+
+// 34. If this fails, two who have decided to end the same attempt both end it: a worker and an operator, or a worker twice.
 pub fn of_two_who_have_decided_to_end_an_attempt_one_does(stage: &mut Stage<'_>) -> Result<()> {
     let ways: [(&str, &str); 3] = [
         ("exit.decided", "SELECT awa.complete($1, $2)"),
