@@ -69,7 +69,7 @@ soak:
 	AWA_SEQUENCES=1500 AWA_STEPS=100 $(awa) test --pg 15 --no-build client/15/reference
 	AWA_HISTORY_STEPS=4000 AWA_HISTORY_KILLS=25 $(awa) test --pg 15 --no-build client/15/history
 	AWA_STRESS_STEPS=4000 $(awa) test --pg 15 client/15/stress
-	AWA_STRESS_STEPS=1000 AWA_JITTER=100 $(awa) test --pg 15 --no-build client/15/stress
+	AWA_STRESS_STEPS=1000 AWA_JITTER=100 AWA_CLOCK_STEPS=1 $(awa) test --pg 15 --no-build client/15/stress
 	AWA_CANCEL_WAVES=20000 $(awa) test --pg 15 --no-build client/15/cancels
 	AWA_FAULTS=all $(awa) test --no-build --pg 15 client/15/faults
 	AWA_FUZZ_CALLS=2000 $(awa) test --no-build --pg 15 client/15/hostile_input

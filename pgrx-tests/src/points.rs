@@ -21,6 +21,8 @@ CREATE FUNCTION awa_points.fail_nth(class text, n integer) RETURNS void
     STRICT LANGUAGE c AS '$libdir/awa_queue', 'awa_points_fail_nth';
 CREATE FUNCTION awa_points.jitter(one_in integer, at_most_us integer) RETURNS void
     STRICT LANGUAGE c AS '$libdir/awa_queue', 'awa_points_jitter';
+CREATE FUNCTION awa_points.set_clock(offset_us bigint) RETURNS void
+    STRICT LANGUAGE c AS '$libdir/awa_queue', 'awa_points_set_clock';
 CREATE FUNCTION awa_points.clear_fault() RETURNS bigint
     LANGUAGE c AS '$libdir/awa_queue', 'awa_points_clear_fault';
 ";

@@ -32,7 +32,7 @@ CREATE TABLE awa_ref.jobs (
     run_lease         bigint,
     claimed_by        xid8,
     claimed_at        timestamptz,
-    claimed_until     timestamptz,                            -- the deadline that the claim gave
+    claimed_until     timestamptz,                            -- the deadline that is on record: the claim's, or that of the last carry
     deadline_at       timestamptz,                            -- the same, unless extended
     heartbeat_timeout interval,
     heartbeat_at      timestamptz,
@@ -540,6 +540,11 @@ CREATE FUNCTION awa_ref.begin_anew() RETURNS void LANGUAGE sql AS $$
        SET heartbeat_at = clock_timestamp(),
            deadline_at = claimed_until + GREATEST('0', clock_timestamp() + COALESCE(heartbeat_timeout, claimed_until - claimed_at) - claimed_until)
      WHERE state = 'running'
+$$;
+
+-- These attempts were carried: the deadline that each had at that moment is on record now.
+CREATE FUNCTION awa_ref.carried(job_ids bigint[]) RETURNS void LANGUAGE sql AS $$
+    UPDATE awa_ref.jobs SET claimed_until = deadline_at WHERE state = 'running' AND job_id = ANY (job_ids)
 $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------

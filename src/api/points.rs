@@ -15,6 +15,7 @@ sql_function!(awa_points_reached, 0, reached);
 sql_function!(awa_points_fail_nth, 2, fail_nth);
 sql_function!(awa_points_clear_fault, 0, clear_fault);
 sql_function!(awa_points_jitter, 2, jitter);
+sql_function!(awa_points_set_clock, 1, set_clock);
 
 fn arm(call: &mut Call) -> Result<Ret> {
     let (name, action) = (call.text(0).unwrap_or_default(), call.text(1).unwrap_or_default());
@@ -59,5 +60,10 @@ fn clear_fault(_call: &mut Call) -> Result<Ret> {
 
 fn jitter(call: &mut Call) -> Result<Ret> {
     points::set_jitter(call.i32(0).unwrap_or(0).max(0) as u32, call.i32(1).unwrap_or(0).max(0) as u32);
+    Ok(Ret::Void)
+}
+
+fn set_clock(call: &mut Call) -> Result<Ret> {
+    points::set_clock(call.i64(0).unwrap_or(0));
     Ok(Ret::Void)
 }

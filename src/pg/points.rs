@@ -6,12 +6,16 @@
 #[cfg(feature = "points")]
 mod armed;
 #[cfg(feature = "points")]
+mod clock;
+#[cfg(feature = "points")]
 mod faults;
 #[cfg(feature = "points")]
 mod jitter;
 
 #[cfg(feature = "points")]
 pub use armed::{ACTIONS, Action, Seen, arm, disarm_all, reach, reached, release};
+#[cfg(feature = "points")]
+pub use clock::{clock_offset, set_clock};
 #[cfg(feature = "points")]
 pub use faults::{clear_fault, fail_nth, fails, may_fail};
 #[cfg(feature = "points")]
@@ -21,6 +25,7 @@ pub use jitter::set_jitter;
 #[cfg(feature = "points")]
 pub fn register() {
     armed::register();
+    clock::register();
     jitter::register();
 }
 
@@ -53,6 +58,12 @@ pub fn may_fail(_fault: Fault) {}
 #[inline(always)]
 pub fn fails(_fault: Fault) -> bool {
     false
+}
+
+#[cfg(not(feature = "points"))]
+#[inline(always)]
+pub fn clock_offset() -> i64 {
+    0
 }
 
 #[cfg(not(feature = "points"))]

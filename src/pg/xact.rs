@@ -11,7 +11,7 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode as Code;
 
-use super::points::{Fault, may_fail};
+use super::points::{Fault, clock_offset, may_fail};
 use super::raw;
 use super::xid::FullXid;
 use crate::error::{Error, Result};
@@ -376,7 +376,8 @@ pub fn check_for_interrupts() {
 #[inline]
 pub fn now() -> i64 {
     // SAFETY: cannot raise.
-    unsafe { raw::GetCurrentTimestamp() }
+    let now = unsafe { raw::GetCurrentTimestamp() };
+    now.saturating_add(clock_offset())
 }
 
 pub fn random_u64() -> Result<u64> {

@@ -438,5 +438,6 @@ pub const ALSO: &[(&str, &str)] = &[
     ("priority_not_validated", "client/ancestor::e14_every_way_in_checks_the_same"),
     ("retention_skipped", "client/ancestor::also_completed_jobs_are_shown_as_long_as_promised"),
     ("rebuild_not_noticed", "client/narrow::a_finisher_that_slept_over_a_rebuild_ends_its_attempt_once"),
+    ("register_below_horizon", "client/stress_mixed::every_acknowledged_job_has_one_end_while_the_clock_steps"),
     ("copy_takes_over", "client/maintainer::a_copy_is_left_alone_until_it_is_adopted"),
 ];

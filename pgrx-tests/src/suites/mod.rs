@@ -64,6 +64,7 @@ suites! {
         every_acknowledged_job_has_one_end_in_quiet_times, every_acknowledged_job_has_one_end,
         every_acknowledged_job_has_one_end_over_rebuilds, every_acknowledged_job_has_one_end_while_segments_are_emptied,
         every_acknowledged_job_has_one_end_under_maintenance, every_acknowledged_job_has_one_end_when_everybody_stumbles,
+        every_acknowledged_job_has_one_end_while_the_clock_steps,
     ];
     reference: [every_sequence_of_verbs_is_answered_as_by_plain_sql, jobs_passed_by_in_their_transaction_come_out_in_order, the_jobs_of_a_dropped_queue_are_not_found];
     history: [all_answers_fit_into_one_history, all_answers_fit_into_one_history_over_crashes];

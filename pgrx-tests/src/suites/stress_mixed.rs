@@ -2,7 +2,7 @@
 //! at the end each acknowledged job has had exactly one end, and log and frontier tell the same story, before and after a rebuild.
 //!
 //! `AWA_SEED` repeats the choices of a run (not the order in which the server meets them), `AWA_STRESS_STEPS` makes it longer,
-//! `AWA_JITTER=100` lets sessions stumble at one in a hundred places, in every test of the suite.
+//! `AWA_JITTER=100` lets sessions stumble at one in a hundred places, `AWA_CLOCK_STEPS=1` sets the clock, in every test of the suite.
 
 mod actions;
 mod book;
@@ -72,7 +72,12 @@ pub fn every_acknowledged_job_has_one_end_under_maintenance(stage: &mut Stage<'_
 
 // If this fails, there is an order of events that is rare on this machine, and not on another, in which jobs are lost or doubled.
 pub fn every_acknowledged_job_has_one_end_when_everybody_stumbles(stage: &mut Stage<'_>) -> Result<()> {
-    configured(stage, &HASTY, |stage| run_with_jitter(stage, Mischief::Carries, number("AWA_JITTER", 200)))
+    configured(stage, &HASTY, |stage| run_on(stage, Mischief::Carries, Ground { jitter: number("AWA_JITTER", 200), ..Ground::usual() }))
+}
+
+// If this fails, a clock that is set back or forward loses jobs, doubles them, or leaves them where nobody comes.
+pub fn every_acknowledged_job_has_one_end_while_the_clock_steps(stage: &mut Stage<'_>) -> Result<()> {
+    configured(stage, &HASTY, |stage| run_on(stage, Mischief::Carries, Ground { clock_steps: true, ..Ground::usual() }))
 }
 
 /// A maintainer that never rests.
@@ -105,21 +110,50 @@ pub fn configured(stage: &mut Stage<'_>, settings: &[(&str, &str)], body: impl F
 }
 
 fn run(stage: &mut Stage<'_>, mischief: Mischief) -> Result<()> {
-    run_with_jitter(stage, mischief, number("AWA_JITTER", 0))
+    run_on(stage, mischief, Ground::usual())
 }
 
-/// `jitter`: at one in so many of the places where a point or a fault could be, a session sleeps for up to `AWA_JITTER_US`; 0 for nowhere.
-fn run_with_jitter(stage: &mut Stage<'_>, mischief: Mischief, jitter: u64) -> Result<()> {
+/// What is uncertain below everybody's feet.
+#[derive(Clone, Copy)]
+struct Ground {
+    /// At one in so many of the places where a point or a fault could be, a session sleeps for up to `AWA_JITTER_US`; 0 for nowhere.
+    jitter: u64,
+    /// The operator sets the clock, by up to an hour.
+    clock_steps: bool,
+}
+
+impl Ground {
+    fn usual() -> Self {
+        Self { jitter: number("AWA_JITTER", 0), clock_steps: number("AWA_CLOCK_STEPS", 0) != 0 }
+    }
+
+    fn moves(self) -> bool {
+        self.jitter != 0 || self.clock_steps
+    }
+}
+
+fn run_on(stage: &mut Stage<'_>, mischief: Mischief, ground: Ground) -> Result<()> {
+    let result = play(stage, mischief, ground);
+    // Clock and jitter are the server's, and other tests follow. One that has failed may have left no server behind.
+    if ground.moves()
+        && let Ok(mut client) = stage.connect()
+    {
+        points::disarm_all(&mut client)?;
+    }
+    result
+}
+
+fn play(stage: &mut Stage<'_>, mischief: Mischief, ground: Ground) -> Result<()> {
     let seed = number("AWA_SEED", u64::from(rand::random::<u32>()));
     let steps = number("AWA_STRESS_STEPS", 250);
     println!("        stress_mixed: AWA_SEED={seed} AWA_STRESS_STEPS={steps}");
     stage.connect()?.batch_execute("SELECT awa.create_queue('second', max_attempts => 3), awa.create_queue('third', backoff => '10 ms', dead_letters => true)")?;
     // The kind is known before any snapshot that a worker will keep.
     stage.connect()?.batch_execute("SELECT awa.cancel(awa.enqueue('q', 'stress'))")?;
-    if jitter != 0 {
+    if ground.moves() {
         let mut client = stage.connect()?;
         points::create(&mut client)?;
-        client.batch_execute(&format!("SELECT awa_points.jitter({jitter}, {})", number("AWA_JITTER_US", 2000)))?;
+        client.batch_execute(&format!("SELECT awa_points.jitter({}, {})", ground.jitter, number("AWA_JITTER_US", 2000)))?;
     }
     let book = Book::default();
     book.far.store(mischief == Mischief::Carries, Ordering::Relaxed);
@@ -138,7 +172,7 @@ fn run_with_jitter(stage: &mut Stage<'_>, mischief: Mischief, jitter: u64) -> Re
                 builder.spawn_scoped(scope, move || Worker::new(seed, number, book, config, pid)?.run(steps))
             })
             .collect();
-        let operator = (mischief != Mischief::None).then(|| scope.spawn(|| operator::run(seed, mischief, &config, &pids, &over)));
+        let operator = (mischief != Mischief::None).then(|| scope.spawn(|| operator::run(seed, mischief, ground.clock_steps, &config, &pids, &over)));
         let carrier = pids.get(WORKERS).filter(|_| mischief == Mischief::Carries);
         let carrier = carrier.map(|pid| scope.spawn(|| carrier::run(seed, &config, pid, &over, &carried)));
         let mut results: Vec<Result<()>> = Vec::new();
@@ -154,8 +188,11 @@ fn run_with_jitter(stage: &mut Stage<'_>, mischief: Mischief, jitter: u64) -> Re
         results
     });
     results.into_iter().collect::<Result<Vec<()>>>()?;
-    if jitter != 0 {
+    if ground.moves() {
         points::disarm_all(&mut stage.connect()?)?;
+        // What was put off while the clock was ahead is due by that clock.
+        let later = if ground.clock_steps { 7_200_000_000_i64 } else { 0 };
+        stage.connect()?.execute("SELECT awa_points.set_clock($1)", &[&later])?;
     }
     stage.connect()?.batch_execute(&QUEUES.map(|queue| format!("SELECT awa.resume_queue('{queue}');")).concat())?;
     settle(stage)?;

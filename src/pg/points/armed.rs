@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use super::super::call::raise;
 use super::super::shmem::{self, Attached, Carver, CondVars, Layout, LwCells, WaitEvent};
 use super::super::xact::{database_oid, my_pid};
-use super::jitter;
+use super::{clock, jitter};
 use crate::error::{Error, Result};
 
 /// Points armed at a time.
@@ -248,6 +248,7 @@ pub fn release(name: &str) -> Result<bool> {
 
 pub fn disarm_all() -> Result<()> {
     jitter::set_jitter(0, 0);
+    clock::set_clock(0);
     let points = points()?;
     if let Some(mut table) = points.table.lock(0) {
         *table = [FREE; SLOTS];

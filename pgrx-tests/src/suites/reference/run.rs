@@ -2,6 +2,7 @@
 
 mod answers;
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -289,6 +290,15 @@ impl<'a, 'b> Run<'a, 'b> {
         if self.block.is_none() { compare::counts(&mut self.client) } else { Ok(()) }
     }
 
+    /// The newest copy of each job that the ring holds.
+    fn copies(&mut self) -> Result<HashMap<i64, i32>> {
+        let tables = "SELECT 'SELECT job_id, hop FROM awa_segments.' || relname FROM pg_class
+                       WHERE relnamespace = 'awa_segments'::regnamespace AND relkind = 'r' AND relname LIKE 'ready_entries%'";
+        let selects: Vec<String> = self.client.query(tables, &[])?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        let all = format!("SELECT job_id, max(hop) FROM ({}) AS all_copies GROUP BY 1", selects.join(" UNION ALL "));
+        self.client.query(&all, &[])?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
     // ---- maintenance ---------------------------------------------------------------------------------------------------
 
     fn task(&mut self, task: Task) -> Result<()> {
@@ -302,9 +312,11 @@ impl<'a, 'b> Run<'a, 'b> {
                 Leeway::Forgotten
             }
             Task::CarryForward => {
-                // A copy of a running attempt has its deadline as it is: one that is extended and carried, or not, differs after a rebuild.
-                self.verb(&Verb::Rescue { heartbeats: false }, false)?;
+                let before = self.copies()?;
                 self.execute("SELECT awa.carry_forward(min(generation)) FROM awa.stat_segments WHERE state = 'sealed' HAVING count(*) > 0")?;
+                let after = self.copies()?;
+                let carried: Vec<i64> = after.iter().filter(|(job, hop)| before.get(job) != Some(hop)).map(|(job, _)| *job).collect();
+                self.client.execute("SELECT awa_ref.carried($1)", &[&carried])?;
                 Leeway::Moved
             }
             Task::PromoteDeferred => {

@@ -129,7 +129,7 @@ pub fn finished(client: &mut Client, rng: &mut StdRng, book: &Book, job_id: i64)
 
 pub fn heartbeat(client: &mut Client, attempt: Attempt) -> Result<Vec<Event>> {
     client.query_one("SELECT awa.heartbeat($1, $2)", &[&attempt.job_id, &attempt.run_lease])?;
-    client.query_one("SELECT awa.extend($1, $2, '1 minute')", &[&attempt.job_id, &attempt.run_lease])?;
+    client.query_one("SELECT awa.extend($1, $2, '1 day')", &[&attempt.job_id, &attempt.run_lease])?;
     Ok(Vec::new())
 }
 

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{Mischief, actions};
 
-pub fn run(seed: u64, mischief: Mischief, config: &Config, pids: &[AtomicI32], over: &AtomicBool) -> Result<()> {
+pub fn run(seed: u64, mischief: Mischief, clock_steps: bool, config: &Config, pids: &[AtomicI32], over: &AtomicBool) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x6f70);
     let mut client = super::connect(config)?;
     client.batch_execute("SET awa.prune_grace = 0; SET deadlock_timeout = '100ms'")?;
@@ -39,6 +39,10 @@ pub fn run(seed: u64, mischief: Mischief, config: &Config, pids: &[AtomicI32], o
             13 => shoot(&mut client, &mut rng, pids, "pg_terminate_backend")?,
             14 => client.batch_execute(&format!("SELECT awa.alter_queue('{queue}', dead_letters => {})", rng.random_bool(0.6)))?,
             15 => client.batch_execute("SELECT awa.retention()")?,
+            16 if clock_steps => {
+                let offset = rng.random_range(-1.0..=1.0) * [0.01, 1.0, 60.0, 3600.0][rng.random_range(0..4)];
+                client.batch_execute(&format!("SELECT awa_points.set_clock(({offset} * 1e6)::bigint)"))?;
+            }
             _ => {}
         }
     }
