@@ -260,11 +260,11 @@ impl World {
     fn mark_cancelled(&mut self, sid: usize, mut c: Cancel, name: EntryRef, seen: &Entry) -> Op {
         let is_hole = seen.state == State::Hole;
         // Under the queue's lock. A hole that is not linked has just been popped by a claimer, who will look at it in a moment: it is his.
-        if is_hole && self.pool.named(name).is_some_and(|entry| entry.state == State::Hole && entry.lease == seen.lease) {
-            if !self.unlink_hole(name, seen.priority()) && !crate::broken("cancel_of_a_popped_hole") {
-                c.phase = Phase::Look;
-                return self.wait(sid, 0, Op::Cancel(c));
-            }
+        let is_still = self.pool.named(name).is_some_and(|entry| entry.state == State::Hole && entry.lease == seen.lease);
+        let is_popped = is_hole && is_still && !self.unlink_hole(name, seen.priority());
+        if is_popped && !crate::broken("cancel_of_a_popped_hole") {
+            c.phase = Phase::Look;
+            return self.wait(sid, 0, Op::Cancel(c));
         }
         if !self.mark(sid, name, seen, Outcome::Cancelled) {
             c.phase = Phase::Look;
