@@ -542,10 +542,18 @@ CREATE FUNCTION awa_ref.begin_anew() RETURNS void LANGUAGE sql AS $$
      WHERE state = 'running'
 $$;
 
--- These attempts were carried: the deadline that each had at that moment is on record now.
-CREATE FUNCTION awa_ref.carried(job_ids bigint[]) RETURNS void LANGUAGE sql AS $$
-    UPDATE awa_ref.jobs SET claimed_until = deadline_at WHERE state = 'running' AND job_id = ANY (job_ids)
-$$;
+-- Maintenance has put these jobs elsewhere, in this order. The deadline that a running attempt had at that moment is on record now.
+CREATE FUNCTION awa_ref.moved(job_ids bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    job_id_ bigint;
+BEGIN
+    FOREACH job_id_ IN ARRAY job_ids LOOP
+        UPDATE awa_ref.jobs
+           SET place = nextval('awa_ref.places'),
+               claimed_until = CASE WHEN state = 'running' THEN deadline_at ELSE claimed_until END
+         WHERE job_id = job_id_;
+    END LOOP;
+END $$;
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Inspect

@@ -2,7 +2,7 @@
 
 mod answers;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -290,13 +290,23 @@ impl<'a, 'b> Run<'a, 'b> {
         if self.block.is_none() { compare::counts(&mut self.client) } else { Ok(()) }
     }
 
-    /// The newest copy of each job that the ring holds.
-    fn copies(&mut self) -> Result<HashMap<i64, i32>> {
-        let tables = "SELECT 'SELECT job_id, hop FROM awa_segments.' || relname FROM pg_class
+    /// The copies of jobs that the ring holds, in the order in which they lie in their segment.
+    fn copies(&mut self) -> Result<Vec<(i64, i32)>> {
+        let tables = "SELECT 'SELECT job_id, hop, ctid AS place FROM awa_segments.' || relname FROM pg_class
                        WHERE relnamespace = 'awa_segments'::regnamespace AND relkind = 'r' AND relname LIKE 'ready_entries%'";
         let selects: Vec<String> = self.client.query(tables, &[])?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let all = format!("SELECT job_id, max(hop) FROM ({}) AS all_copies GROUP BY 1", selects.join(" UNION ALL "));
+        let all = format!("SELECT job_id, hop FROM ({}) AS all_copies ORDER BY place", selects.join(" UNION ALL "));
         self.client.query(&all, &[])?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// What is new in the ring since then was put into the open segment by maintenance.
+    fn tell_moved(&mut self, before: &[(i64, i32)]) -> Result<()> {
+        let before: HashSet<&(i64, i32)> = before.iter().collect();
+        let after = self.copies()?;
+        let new = after.iter().filter(|copy| !before.contains(copy));
+        let moved: Vec<i64> = new.filter_map(|(job, _)| self.comparison.pair(*job)).map(|pair| pair.reference).collect();
+        self.client.execute("SELECT awa_ref.moved($1)", &[&moved])?;
+        Ok(())
     }
 
     // ---- maintenance ---------------------------------------------------------------------------------------------------
@@ -314,15 +324,15 @@ impl<'a, 'b> Run<'a, 'b> {
             Task::CarryForward => {
                 let before = self.copies()?;
                 self.execute("SELECT awa.carry_forward(min(generation)) FROM awa.stat_segments WHERE state = 'sealed' HAVING count(*) > 0")?;
-                let after = self.copies()?;
-                let carried: Vec<i64> = after.iter().filter(|(job, hop)| before.get(job) != Some(hop)).map(|(job, _)| *job).collect();
-                self.client.execute("SELECT awa_ref.carried($1)", &[&carried])?;
+                self.tell_moved(&before)?;
                 Leeway::Moved
             }
             Task::PromoteDeferred => {
+                let before = self.copies()?;
                 self.deferral("10h")?;
                 self.execute("SELECT awa.promote_deferred()")?;
                 self.deferral("1h")?;
+                self.tell_moved(&before)?;
                 Leeway::Moved
             }
             Task::Retention => {
