@@ -73,7 +73,7 @@ fn look(client: &mut Client) -> Result<()> {
     bail!("verify() in the middle of the load:\n{}\n{}", differences.join("\n"), story.join("\n"));
 }
 
-/// All that the log says of a job, whoever wrote it and whether it counts or not.
+/// All that the committed log says of a job, by table.
 fn rows_of(client: &mut Client, job_id: i64) -> Result<Vec<String>> {
     let tables = client.query("SELECT relname::text FROM pg_class WHERE relnamespace = 'awa_segments'::regnamespace AND relkind = 'r' ORDER BY 1", &[])?;
     let mut story = Vec::new();

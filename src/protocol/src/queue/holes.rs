@@ -48,7 +48,7 @@ impl QueueFrontier {
         self.holes.get(usize::from(priority)).map_or(NO_KEY, |list| list.key)
     }
 
-    /// Unlinks one hole (it was cancelled). Walks the list: a cold path. False: a claimer has popped it and it is his; look again.
+    /// Unlinks one hole (it is cancelled or carried). Walks the list: a cold path. False: it is not in the list, so a claimer has it.
     pub fn remove_hole(&mut self, priority: u8, entry: u32, links: HoleLinks<'_>) -> bool {
         let Some(list) = self.holes.get_mut(usize::from(priority)) else { return false };
         let next_of = |entry: u32| links.next.get(entry as usize).map_or(NOBODY, |link| link.load(Ordering::Relaxed));
